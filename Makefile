@@ -1,0 +1,44 @@
+# Every target sets up what it needs: the first command a newcomer types works.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint types format benchmark clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo '  Overrides go into ARGS:  make train ARGS="loss=triplet trainer.max_epochs=2"'
+
+setup: $(INSTALLED) ## Make .venv and install the package with its development tools.
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unseen needs Python 3.11 or newer, found " + sys.version.split()[0] + ". Name one: make PYTHON=/path/to/python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv (once, a few minutes) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+train: setup ## Train and evaluate; on the embedded glyphs unless ARGS says otherwise.
+	@$(BIN)/python -m unseen.apps.train $(ARGS)
+
+test: setup ## Run the whole test suite.
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: setup ## Check style and formatting.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup ## Check the type hints.
+	@$(BIN)/mypy
+
+format: setup ## Format the code and mend what the linter can.
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+benchmark: setup ## Print the speed tables against peers (minutes; wants an idle machine).
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and tool caches; runs and data stay.
+	@rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist

@@ -1,0 +1,1 @@
+"""Deep metric learning that generalises to classes training never saw."""

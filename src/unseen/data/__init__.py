@@ -1,0 +1,1 @@
+"""Files → Manifest → Split → batches."""

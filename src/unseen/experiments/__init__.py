@@ -1,0 +1,1 @@
+"""What a run leaves behind: its record and its pictures. Knows records and arrays, not models."""

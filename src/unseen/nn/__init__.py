@@ -1,0 +1,1 @@
+"""Images → feature maps → fused features → embedding; and the class adversary."""

@@ -1,0 +1,1 @@
+"""Embeddings → neighbours → metrics. Needs only torch and NumPy."""
