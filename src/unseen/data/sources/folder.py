@@ -1,0 +1,81 @@
+"""A tree with one folder for each class: `root/<class>/…/<image>`, or `root/{train,test}/<class>/…`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from unseen.data.manifest import ROLES, Manifest, ManifestError
+from unseen.data.sources import layout
+
+
+def read(
+    root: str | os.PathLike[str], *, split: str, train_fraction: float, seed: int, listed: str
+) -> Manifest:
+    """Read a class-per-folder tree; classes are in the order of their names.
+
+    Args:
+        root: folder of class folders.
+        split: `order`, `fraction` or the path of a list of class names (see `layout.divide_classes`), or
+            `folders`: the tree is already divided, `root/train/<class>` and `root/test/<class>` (or `query`
+            and `gallery`).
+        train_fraction: share of the classes that train, for `order` and `fraction`.
+        seed: of the draw, for `fraction`.
+        listed: whether a list names the `test` or the `train` classes.
+
+    Raises:
+        ManifestError: the root is missing, a class folder has no image, a class is on both sides, or the
+            split cannot be made.
+    """
+    base = layout.require_folder(root)
+    folders = layout.subfolders(base)
+    if not folders:
+        raise ManifestError(
+            f"data.root='{base}' has no sub-folders. Wanted one folder of images for each class."
+        )
+    divided = {folder.name for folder in folders} <= set(ROLES)
+    if split == "folders":
+        return _read_divided(base, folders)
+    if divided and len(folders) > 1:
+        raise ManifestError(
+            f"data.root='{base}' holds the folders {', '.join(folder.name for folder in folders)}: "
+            "is it already divided? Then set data.split=folders."
+        )
+    images = {layout.normal(folder.name): _class_images(folder, base) for folder in folders}
+    names = sorted(images)
+    roles = dict(
+        zip(names, layout.divide_classes(names, split, train_fraction, seed, listed, base), strict=True)
+    )
+    rows = [(path, name, roles[name]) for name in names for path in images[name]]
+    return _build(base, rows)
+
+
+def _read_divided(base: Path, folders: list[Path]) -> Manifest:
+    strange = [folder.name for folder in folders if folder.name not in ROLES]
+    if strange:
+        raise ManifestError(
+            f"data.split=folders found '{strange[0]}' in '{base}'. Wanted only {', '.join(ROLES)}: "
+            "rename it, or move it elsewhere."
+        )
+    rows = [
+        (path, layout.normal(folder.name), side.name)
+        for side in folders
+        for folder in layout.subfolders(side)
+        for path in _class_images(folder, base)
+    ]
+    return _build(base, rows)
+
+
+def _class_images(folder: Path, base: Path) -> list[str]:
+    images = layout.find_images(folder, base)
+    if not images:
+        raise ManifestError(
+            f"Class folder '{folder}' has no image ({', '.join(sorted(layout.IMAGE_SUFFIXES))}). "
+            "Remove the folder or fill it."
+        )
+    return images
+
+
+def _build(base: Path, rows: list[tuple[str, str, str]]) -> Manifest:
+    paths, classes, roles = zip(*rows, strict=True) if rows else ((), (), ())
+    return layout.build(base, paths, classes, roles, sorted(set(classes)))

@@ -1,0 +1,253 @@
+"""What every reader of files shares: finding images, dividing classes, building and counting the table."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen.data.manifest import ROLES, Manifest, ManifestError
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+def require_folder(root: str | os.PathLike[str]) -> Path:
+    """The data root, if there is one.
+
+    Raises:
+        ManifestError: it does not exist or is a file.
+    """
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise ManifestError(
+            f"data.root='{path}' does not exist (looked in '{Path.cwd()}'). Name the folder of images."
+        )
+    if not path.is_dir():
+        raise ManifestError(f"data.root='{path}' is a file. Name the folder that holds the images.")
+    return path
+
+
+def find_base(root: str | os.PathLike[str], inner: str, marker: str) -> Path:
+    """The folder that holds `marker`: `root/inner` (as the archive unpacks) or `root` itself.
+
+    Raises:
+        ManifestError: neither holds it.
+    """
+    path = require_folder(root)
+    for base in (path / inner, path):
+        if (base / marker).exists():
+            return base
+    raise ManifestError(
+        f"Found '{marker}' neither in '{path / inner}' nor in '{path}'. "
+        "Point data.root at the unpacked distribution, or get it with: unseen prepare data=<name>"
+    )
+
+
+def require_file(path: Path) -> Path:
+    """A file of the distribution, if it is there.
+
+    Raises:
+        ManifestError: it is not.
+    """
+    if not path.is_file():
+        raise ManifestError(f"'{path}' is missing: the data set is incomplete. Unpack its archive again.")
+    return path
+
+
+def read_fields(path: Path, names: Sequence[str], skip: int = 0) -> list[list[str]]:
+    """The rows of a text table divided by white space (the last field keeps its own); any line ends, any BOM.
+
+    Raises:
+        ManifestError: the file is missing, or a row has fewer fields than `names`.
+    """
+    rows = []
+    for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if number <= skip or not line.strip() or line.startswith("#"):
+            continue
+        fields = line.strip().split(maxsplit=len(names) - 1)
+        if len(fields) != len(names):
+            raise ManifestError(f"'{path}' line {number} is {line[:80]!r}, wanted: {' '.join(names)}.")
+        rows.append(fields)
+    return rows
+
+
+def find_images(folder: Path, root: Path) -> list[str]:
+    """Images anywhere under `folder`: POSIX paths relative to `root`, in an order that no platform changes.
+
+    Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [
+            (Path(parent) / name).relative_to(root).as_posix()
+            for name in files
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+        ]
+    return sorted(found)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible folders directly inside, by name."""
+    return sorted(
+        (path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)),
+        key=lambda path: path.name,
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def divide_classes(
+    class_names: Sequence[str], split: str, train_fraction: float, seed: int, listed: str, root: Path
+) -> list[str]:
+    """One role, `train` or `test`, for each class: no class is in both.
+
+    `split` is one of
+    - `order`: the first `floor(train_fraction · C)` classes train;
+    - `fraction`: as many, those whose SHA-256 of "seed:name" is smallest, so that any platform draws the
+      same, and adding a class moves few others;
+    - the path of a text file, one class name a line (from the working folder or from `root`); `listed` says
+      whether those are the `test` or the `train` classes, all others are the opposite.
+
+    Raises:
+        ManifestError: the split leaves a side without a class, `split` is no such file, or the file names a
+            class that does not exist.
+    """
+    if listed not in ("train", "test"):
+        raise ManifestError(
+            f"data.listed='{listed}' says what the listed classes are. Choose from train, test."
+        )
+    if split in ("order", "fraction"):
+        ordered = (
+            list(class_names) if split == "order" else sorted(class_names, key=lambda name: _draw(seed, name))
+        )
+        training = set(ordered[: _training_count(len(ordered), train_fraction)])
+    else:
+        named = _read_class_list(split, class_names, root)
+        training = named if listed == "train" else set(class_names) - named
+    roles = ["train" if name in training else "test" for name in class_names]
+    if len(set(roles)) < 2:
+        raise ManifestError(
+            f"data.split={split} puts all {len(roles)} classes into {roles[0]}: "
+            "there must be a class on either side."
+        )
+    return roles
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def _training_count(classes: int, train_fraction: float) -> int:
+    count = int(classes * train_fraction + 1e-9)
+    if not 0 < train_fraction < 1 or count == 0:
+        raise ManifestError(
+            f"data.train_fraction={train_fraction} of {classes} classes leaves none to train or none to test on. "
+            "Wanted a number between 0 and 1, and at least two classes."
+        )
+    return count
+
+
+def _read_class_list(split: str, class_names: Sequence[str], root: Path) -> set[str]:
+    path = next((path for path in (Path(split).expanduser(), root / split) if path.is_file()), None)
+    if path is None:
+        raise ManifestError(
+            f"data.split='{split}' is neither order nor fraction, and there is no such file. "
+            "Name a text file with one class name a line."
+        )
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    named = {normal(line.strip()) for line in lines if line.strip()}
+    unknown = sorted(named - set(class_names))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], class_names, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ManifestError(
+            f"'{path}' names class '{unknown[0]}', which does not exist ({len(unknown)} such).{hint}"
+        )
+    return named
+
+
+def normal(name: str) -> str:
+    """One spelling of a class name: file systems differ in how they compose accented letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def build(
+    root: Path,
+    paths: Sequence[str],
+    classes: Sequence[str],
+    roles: Sequence[str],
+    class_names: Sequence[str],
+    boxes: NDArray[np.int64] | None = None,
+    super_classes: Sequence[str] | None = None,
+) -> Manifest:
+    """A `Manifest` from `N` rows of path, class name and role; labels are positions in `class_names`.
+
+    Raises:
+        ManifestError: an image is missing, or what `Manifest` itself refuses.
+    """
+    require_images(root, paths)
+    position = {name: label for label, name in enumerate(class_names)}
+    return Manifest(
+        root=root,
+        paths=tuple(PurePosixPath(path.replace("\\", "/")).as_posix() for path in paths),
+        labels=np.array([position[name] for name in classes], dtype=np.int64),
+        class_names=tuple(class_names),
+        roles=np.array(roles, dtype=np.str_),
+        boxes=boxes,
+        super_classes=None if super_classes is None else tuple(super_classes),
+    )
+
+
+def require_images(root: Path, paths: Iterable[str]) -> None:
+    """Every listed image is a file.
+
+    Raises:
+        ManifestError: some are not; names the first and counts them.
+    """
+    listed = list(paths)
+    missing = [path for path in listed if not (root / path).is_file()]
+    if missing:
+        raise ManifestError(
+            f"{len(missing):,} of {len(listed):,} listed images are missing under '{root}', "
+            f"the first is '{missing[0]}'. Correct the list or data.root; of a downloaded data set, "
+            "unpack the archive again."
+        )
+
+
+def expect(manifest: Manifest, expected: Mapping[str, int] | None, lists: str) -> Manifest:
+    """The manifest, if it has the published size.
+
+    Args:
+        manifest: what was read.
+        expected: keys `images`, `classes` or `<role>_images`, `<role>_classes`; `None` expects nothing.
+        lists: the files of the distribution that were counted, for the message.
+
+    Raises:
+        ManifestError: a number differs, or a key is unknown.
+    """
+    counts = {"images": len(manifest), "classes": len(set(manifest.labels.tolist()))}
+    for role in ROLES:
+        rows = manifest.roles == role
+        counts[f"{role}_images"] = int(rows.sum())
+        counts[f"{role}_classes"] = len(set(manifest.labels[rows].tolist()))
+    for key, wanted in (expected or {}).items():
+        if key not in counts:
+            raise ManifestError(f"data.expected has an unknown key '{key}'. Choose from {', '.join(counts)}.")
+        if counts[key] != wanted:
+            raise ManifestError(
+                f"Read {counts[key]:,} {key.replace('_', ' ')} where {wanted:,} were published: {lists} in "
+                f"'{manifest.root}' is not the complete original. Get it again, or set data.expected=null "
+                "if it is a subset on purpose."
+            )
+    return manifest

@@ -1,0 +1,132 @@
+"""A CSV with one image a row: `path`, `label`, and optionally `role`, a box and a super-class."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from unseen.data.manifest import COLUMNS, ROLES, Manifest, ManifestError
+from unseen.data.sources import layout
+
+Row = dict[str, str]
+BOX = ("left", "top", "right", "bottom")
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None,
+    split: str | None,
+    train_fraction: float,
+    seed: int,
+    listed: str,
+) -> Manifest:
+    """Read a table; a saved manifest that was edited by hand is one too.
+
+    Columns: `path` (relative to `root`), `label` (any text; whole numbers are ordered as numbers),
+    optionally `class` (the name, where `label` is a number), `role` (train, query, gallery, test), `left`,
+    `top`, `right`, `bottom` (pixels, right and bottom exclusive) and `super_class`.
+
+    Args:
+        path: the CSV (UTF-8).
+        root: folder that its paths start from; `None` is the folder of the CSV.
+        split: `None` takes the `role` column, or divides by `order` where there is none; else as in a folder.
+        train_fraction: share of the classes that train, for `order` and `fraction`.
+        seed: of the draw, for `fraction`.
+        listed: whether a list names the `test` or the `train` classes.
+
+    Raises:
+        ManifestError: a file or column is missing, a column is unknown, a label is empty, a class is on both
+            sides, or an image does not exist.
+    """
+    table = Path(path).expanduser()
+    if not table.is_file():
+        raise ManifestError(f"data.path='{table}' is not a file (looked in '{Path.cwd()}'). Name the CSV.")
+    columns, rows = _read_rows(table)
+    base = layout.require_folder(root) if root is not None else table.parent
+    classes = [layout.normal(row["class"] if "class" in columns else row["label"]) for row in rows]
+    class_names = _ordered(classes, [row["label"] for row in rows])
+    if split is None and "role" in columns:
+        roles = [row["role"] for row in rows]
+    else:
+        sides = layout.divide_classes(class_names, split or "order", train_fraction, seed, listed, base)
+        side_of = dict(zip(class_names, sides, strict=True))
+        roles = [side_of[name] for name in classes]
+    return layout.build(
+        base,
+        [row["path"] for row in rows],
+        classes,
+        roles,
+        class_names,
+        boxes=_boxes(table, columns, rows),
+        super_classes=[row["super_class"] for row in rows] if "super_class" in columns else None,
+    )
+
+
+def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        # A saved manifest opens with a line of comment.
+        lines = [line for number, line in enumerate(file) if number > 0 or not line.startswith("#")]
+    reader = csv.DictReader(lines, strict=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    _check_columns(table, columns)
+    reader.fieldnames = columns
+    # Empty columns of a saved manifest (no boxes) mean what absent ones mean.
+    rows = [_check_row(table, row, number) for number, row in enumerate(reader, start=1)]
+    if not rows:
+        raise ManifestError(f"'{table}' has a header but no rows.")
+    filled = [name for name in columns if name in ("path", "label") or any(row[name] for row in rows)]
+    for number, row in enumerate(rows, start=1):
+        if "role" in filled and row["role"] not in ROLES:
+            raise ManifestError(
+                f"'{table}' row {number} has role '{row['role']}'. Choose from {', '.join(ROLES)}."
+            )
+    return filled, rows
+
+
+def _check_columns(table: Path, columns: list[str]) -> None:
+    missing = [name for name in ("path", "label") if name not in columns]
+    if missing:
+        raise ManifestError(
+            f"'{table}' has the columns {', '.join(columns) or '(none)'}; '{missing[0]}' is missing."
+        )
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown:
+        # Not ignored: a misspelt 'role' would quietly give another split.
+        raise ManifestError(
+            f"'{table}' has an unknown column '{unknown[0]}': rename or remove it. Known: {', '.join(COLUMNS)}"
+        )
+    box = [name for name in BOX if name in columns]
+    if box and len(box) < 4:
+        raise ManifestError(f"'{table}' has only {', '.join(box)} of the box: wanted {', '.join(BOX)}.")
+
+
+def _check_row(table: Path, row: dict[str | None, str | None], number: int) -> Row:
+    if None in row or None in row.values():
+        raise ManifestError(f"'{table}' row {number} has more or fewer fields than the header.")
+    clean = {str(name): (value or "").strip() for name, value in row.items()}
+    for name in ("path", "label", "class"):
+        if clean.get(name, "filled") == "":
+            raise ManifestError(f"'{table}' row {number} has no {name}.")
+    return clean
+
+
+def _ordered(classes: list[str], labels: list[str]) -> list[str]:
+    number_of = dict(zip(classes, labels, strict=True))
+    if all(label.isascii() and label.isdigit() for label in labels):
+        return sorted(number_of, key=lambda name: (int(number_of[name]), name))
+    return sorted(number_of)
+
+
+def _boxes(table: Path, columns: list[str], rows: list[Row]) -> np.ndarray | None:
+    if "left" not in columns:
+        return None
+    try:
+        return np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
+    except ValueError as error:
+        raise ManifestError(
+            f"'{table}' has a box that is not four whole numbers of pixels: {error}"
+        ) from error

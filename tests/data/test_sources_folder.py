@@ -1,0 +1,110 @@
+"""Class-per-folder trees: what is read, how classes are divided, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.sources import folder
+
+Tree = Callable[..., Path]
+
+
+def read_folder(root: Path, **options: Any) -> Manifest:
+    return folder.read(
+        root, **({"split": "order", "train_fraction": 0.5, "seed": 0, "listed": "test"} | options)
+    )
+
+
+def sides(manifest: Manifest) -> dict[str, set[str]]:
+    return {
+        role: {manifest.class_names[label] for label in manifest.labels[manifest.roles == role]}
+        for role in sorted(set(manifest.roles.tolist()))
+    }
+
+
+def test_order_takes_the_first_half_and_rounds_down(tree: Tree) -> None:
+    manifest = read_folder(tree({"b": 2, "a": 1, "d": 3, "c": 2, "e": 1}))
+    assert manifest.class_names == ("a", "b", "c", "d", "e")
+    assert sides(manifest) == {"train": {"a", "b"}, "test": {"c", "d", "e"}}
+    assert manifest.paths[:3] == ("a/0.png", "b/0.png", "b/1.png")
+    assert manifest.labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 3, 4]
+
+
+def test_fraction_is_the_same_draw_on_every_platform(tree: Tree) -> None:
+    root = tree({f"class {index}": 1 for index in range(10)})
+    # Written down, not computed: this pins the draw for everyone who publishes a split.
+    assert sides(read_folder(root, split="fraction", train_fraction=0.3, seed=0))["train"] == PINNED_SEED_0
+    assert sides(read_folder(root, split="fraction", train_fraction=0.3, seed=1))["train"] != PINNED_SEED_0
+
+
+PINNED_SEED_0 = {"class 0", "class 2", "class 7"}
+
+
+@pytest.mark.parametrize(("listed", "train"), [("test", {"a", "c"}), ("train", {"b d"})])
+def test_a_list_of_names_divides_with_windows_line_ends_and_bom(
+    tree: Tree, tmp_path: Path, listed: str, train: set[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_bytes("\ufeffb d\r\n\r\n".encode())
+    manifest = read_folder(tree({"a": 1, "b d": 1, "c": 1}), split=str(names), listed=listed)
+    assert sides(manifest)["train"] == train
+
+
+def test_a_list_beside_the_classes_is_found_from_the_root(tree: Tree) -> None:
+    root = tree({"a": 1, "b": 1})
+    (root / "unseen.txt").write_text("a\n")
+    assert sides(read_folder(root, split="unseen.txt")) == {"train": {"b"}, "test": {"a"}}
+
+
+def test_divided_trees_keep_their_sides(tree: Tree) -> None:
+    manifest = read_folder(tree({"train/a": 2, "query/b": 1, "gallery/b": 3}), split="folders")
+    assert manifest.class_names == ("a", "b")
+    assert sides(manifest) == {"train": {"a"}, "query": {"b"}, "gallery": {"b"}}
+
+
+def test_finds_nested_and_odd_names_and_ignores_what_is_no_image(tree: Tree) -> None:
+    root = tree({"with space": 1, "b/deep": 2})
+    (root / "with space" / "0.png").rename(root / "with space" / "Ünï 1.PNG")
+    for stray in ("with space/._0.png", "with space/notes.txt", "b/Thumbs.db"):
+        (root / stray).write_bytes(b"x")
+    (root / ".cache").mkdir()
+    assert read_folder(root).paths == ("b/deep/0.png", "b/deep/1.png", "with space/Ünï 1.PNG")
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        ({"a": 1, "b": 0}, {}, "'.*b' has no image"),
+        ({"a": 1}, {}, "data.train_fraction=0.5 of 1 classes"),
+        ({"a": 1, "b": 1}, {"train_fraction": 1.0}, "between 0 and 1"),
+        ({"train/a": 1, "test/b": 1}, {}, "data.split=folders"),
+        ({"train/a": 1, "test/a": 2}, {"split": "folders"}, r"'a' is in train and test \(1 and 2 images\)"),
+        ({"train/a": 1, "val/b": 1}, {"split": "folders"}, "'val'"),
+        ({"a": 1, "b": 1}, {"split": "nowhere.txt"}, "neither order nor fraction"),
+        ({"a": 1, "b": 1}, {"listed": "both"}, "data.listed='both'"),
+        ({}, {}, "no sub-folders"),
+    ],
+)
+def test_refuses(tree: Tree, classes: dict[str, int], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        read_folder(tree(classes), **options)
+
+
+def test_a_listed_class_that_does_not_exist_is_named_with_the_nearest(tree: Tree) -> None:
+    root = tree({"sparrow": 1, "wren": 1})
+    (root / "names.txt").write_text("sparow\n")
+    with pytest.raises(ManifestError, match=r"'sparow'.*Did you mean 'sparrow'"):
+        read_folder(root, split="names.txt")
+
+
+def test_a_missing_root_and_a_file_as_root_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="does not exist"):
+        read_folder(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ManifestError, match="is a file"):
+        read_folder(tmp_path / "file")
