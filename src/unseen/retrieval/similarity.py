@@ -1,0 +1,125 @@
+"""Vectors as given, made comparable: checked once, scaled once, compared in float64 where it decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Similarity = Literal["cosine", "euclidean", "dot"]
+LARGEST_NORM = 1e18  # squares of longer vectors leave float32
+NAMED = 8  # how many culprits an error lists
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """`N` vectors of `d` numbers under one similarity.
+
+    Args:
+        raw: `(N, d)` float32, as given: what exact similarities are computed from.
+        factor: `(N,)` float64; `raw * factor` has norm 1 (cosine; 0 for the zero vector) or at most 1 (else).
+        similarity: how two vectors compare.
+    """
+
+    raw: Tensor
+    factor: Tensor
+    similarity: Similarity
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def scaled(self, start: int, stop: int) -> Tensor:
+        """Rows `start … stop` times their factors, `(stop - start, d)` float64."""
+        return self.raw[start:stop].double() * self.factor[start:stop, None]
+
+
+def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
+    """`(N, d)` float32 on the device of `values` (NumPy or torch); float64 is rounded.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or not finite (the message names the ids).
+    """
+    tensor = torch.as_tensor(values).detach()
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise ValueError(f"{name} must have shape (N, d) with N, d >= 1; got {tuple(tensor.shape)}.")
+    tensor = tensor.to(torch.float32).contiguous()
+    # The sum over a row is finite unless an element is not (or finite elements overflow: looked at closely).
+    suspects = (~torch.isfinite(tensor.sum(dim=1))).nonzero().squeeze(1)
+    culprits = suspects[~torch.isfinite(tensor[suspects]).all(dim=1)]
+    if len(culprits):
+        named = (culprits if ids is None else ids.to(culprits.device)[culprits])[:NAMED].tolist()
+        more = ", …" if len(culprits) > NAMED else ""
+        raise ValueError(
+            f"{name}: {len(culprits)} of {len(tensor)} rows hold NaN or infinite values (ids {named}{more}). "
+            "Look at these images, or at a training that diverged."
+        )
+    return tensor
+
+
+def as_labels(values: Any, count: int, name: str) -> Tensor:
+    """`(count,)` int64; integers of any size survive, nothing is cast through floats."""
+    tensor = torch.as_tensor(np.asarray(values) if isinstance(values, list | tuple) else values).detach()
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"{name} must be integers; got {tensor.dtype}. Floats merge labels above 2^24.")
+    if tensor.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one per vector; got {tuple(tensor.shape)}.")
+    return tensor.to(torch.int64)
+
+
+def prepare(raw: Tensor, similarity: Similarity, largest: float | None = None) -> Vectors:
+    """Find the factors. `largest`: of the norms of queries and gallery together, for dot and Euclidean."""
+    if similarity == "cosine":
+        norms = norms_of(raw)
+        return Vectors(raw, torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)), similarity)
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity must be one of {get_args(Similarity)}; got {similarity!r}.")
+    largest = float(norms_of(raw).max()) if largest is None else largest
+    if largest > LARGEST_NORM:
+        raise ValueError(
+            f"Embeddings of norm {largest:.1e} overflow float32; keep norms below {LARGEST_NORM:.0e}."
+        )
+    # A power of two, so that scaling changes no digit.
+    power = 2.0 ** -np.ceil(np.log2(largest)) if largest > 0 else 1.0
+    factor = torch.full((len(raw),), power, dtype=torch.float64, device=raw.device)
+    return Vectors(raw, factor, similarity)
+
+
+def norms_of(raw: Tensor, rows: int = 8192) -> Tensor:
+    """Euclidean norms in float64, `(N,)`."""
+    return torch.cat([block.double().norm(dim=1) for block in raw.split(rows)])
+
+
+def exact(queries: Vectors, rows: Tensor, gallery: Vectors, columns: Tensor) -> Tensor:
+    """Similarity of query `rows[i]` with gallery items `columns[i, :]`, computed in float64.
+
+    Args:
+        rows: `(n,)` positions of queries.
+        columns: `(n, c)` positions in the gallery.
+
+    Returns:
+        `(n, c)` float64: cosine, dot product, or minus the Euclidean distance.
+    """
+    query = queries.raw[rows].double()
+    items = gallery.raw[columns].double()
+    if queries.similarity == "euclidean":
+        return -(items - query[:, None]).norm(dim=2)
+    products = torch.bmm(items, query[:, :, None]).squeeze(2)
+    if queries.similarity == "dot":
+        return products
+    return products * queries.factor[rows, None] * gallery.factor[columns]
+
+
+def exact_block(queries: Vectors, rows: Tensor, gallery: Vectors, start: int, stop: int) -> Tensor:
+    """As `exact`, for all pairs of `rows` with the gallery's `start … stop`: `(n, stop - start)` float64."""
+    query = queries.raw[rows].double()
+    items = gallery.raw[start:stop].double()
+    if queries.similarity == "euclidean":
+        # Differences, not products: identical vectors are at distance 0 exactly.
+        return -torch.cdist(query, items, compute_mode="donot_use_mm_for_euclid_dist")
+    products = query @ items.T
+    if queries.similarity == "dot":
+        return products
+    return products * queries.factor[rows, None] * gallery.factor[start:stop]

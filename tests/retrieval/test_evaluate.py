@@ -1,0 +1,161 @@
+"""`evaluate` against loops over float64 similarities, written from the definitions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unseen.retrieval import evaluate
+
+
+def loop_neighbours(queries, gallery, own, similarity):
+    """Per query the gallery positions, best first: float64 rounded to float32, ties to the lower position."""
+    rankings = []
+    for i, q in enumerate(np.asarray(queries, np.float64)):
+        scores = []
+        for g in np.asarray(gallery, np.float64):
+            value = -np.sqrt(((q - g) ** 2).sum()) if similarity == "euclidean" else (q * g).sum()
+            if similarity == "cosine":
+                lengths = np.sqrt((q * q).sum()) * np.sqrt((g * g).sum())
+                value = value / lengths if lengths > 0 else 0.0
+            scores.append(np.float32(value))
+        rankings.append(
+            [j for j in sorted(range(len(gallery)), key=lambda j: (-scores[j], j)) if j != own[i]]
+        )
+    return rankings
+
+
+def loop_metrics(rankings, labels, gallery_labels, own, ks):
+    rows = []
+    for i, ranking in enumerate(rankings):
+        right = [int(gallery_labels[j] == labels[i]) for j in ranking]
+        relevant = sum(right)
+        if relevant == 0:
+            continue
+        row = {f"recall_at_{k}": float(any(right[:k])) for k in ks}
+        row |= {f"precision_at_{k}": sum(right[:k]) / k for k in ks}
+        row["r_precision"] = sum(right[:relevant]) / relevant
+        row["map_at_r"] = sum(right[n] * sum(right[: n + 1]) / (n + 1) for n in range(relevant)) / relevant
+        votes = [gallery_labels[j] for j in ranking[:3]]
+        row["knn_accuracy_3"] = float(max(votes, key=votes.count) == labels[i])
+        rows.append(row)
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+
+
+@st.composite
+def gallery_problem(draw):
+    """Small vectors with many ties and duplicates, zero vectors, and classes of every size."""
+    count = draw(st.integers(2, 40))
+    width = draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["gaussian", "grid", "equal", "duplicates"]))
+    vectors = rng.normal(size=(count, width))
+    if kind == "grid":
+        vectors = rng.integers(-1, 2, size=(count, width))
+    elif kind == "equal":
+        vectors = np.ones((count, width)) * rng.normal()
+    elif kind == "duplicates":
+        vectors = vectors[rng.integers(0, max(1, count // 3), size=count)]
+    labels = rng.integers(0, draw(st.integers(1, count)), size=count) + 2**40
+    return vectors.astype(np.float32), labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(gallery_problem(), st.sampled_from(["cosine", "euclidean", "dot"]), st.sampled_from([1, 2**30]))
+def test_evaluate_equals_the_loops(problem, similarity, memory_budget):
+    vectors, labels = problem
+    if len(np.unique(labels)) == len(labels):
+        with pytest.raises(ValueError, match="None of the"):
+            evaluate(vectors, labels)
+        return
+    own = np.arange(len(vectors))
+    rankings = loop_neighbours(vectors, vectors, own, similarity)
+    result = evaluate(
+        vectors, labels, similarity=similarity, precision_at=(1, 2, 4, 8), memory_budget=memory_budget
+    )
+    k = min(result.neighbours.ids.shape[1], len(vectors) - 1)
+    assert result.neighbours.ids[:, :k].tolist() == [ranking[:k] for ranking in rankings]
+    assert (result.neighbours.ids[:, k:] == -1).all()
+    assert result.metrics == pytest.approx(
+        loop_metrics(rankings, labels, labels, own, (1, 2, 4, 8)), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean", "dot"])
+def test_queries_against_a_separate_gallery(similarity):
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(size=(30, 5)), rng.normal(size=(50, 5))
+    labels, gallery_labels = rng.integers(0, 6, 30), rng.integers(0, 6, 50)
+    queries, gallery = queries.astype(np.float32), gallery.astype(np.float32)
+    rankings = loop_neighbours(queries, gallery, [-1] * 30, similarity)
+    result = evaluate(
+        torch.tensor(queries),
+        labels,
+        gallery=gallery,
+        gallery_labels=gallery_labels,
+        similarity=similarity,
+        precision_at=(1, 2, 4, 8),
+    )
+    k = result.neighbours.ids.shape[1]
+    assert result.neighbours.ids.tolist() == [ranking[:k] for ranking in rankings]
+    expected = loop_metrics(rankings, labels, gallery_labels, [-1] * 30, (1, 2, 4, 8))
+    assert result.metrics == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_duplicate_of_the_query_is_a_neighbour_but_the_query_is_not():
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    result = evaluate(vectors, [0, 0, 1, 1], recall_at=(1,))
+    assert result.neighbours.ids[:, 0].tolist() == [1, 0, 3, 2]
+    assert result.metrics["recall_at_1"] == 1.0
+
+
+def test_ids_exclude_the_query_and_break_ties():
+    vectors = torch.ones(4, 2)
+    result = evaluate(vectors, [0, 0, 0, 0], ids=[9, 7, 8, 6], recall_at=(1,))
+    assert result.neighbours.ids.tolist() == [[6, 7, 8], [6, 8, 9], [6, 7, 9], [7, 8, 9]]
+    assert result.neighbours.positions.tolist() == [[3, 1, 2], [3, 2, 0], [3, 1, 0], [1, 2, 0]]
+
+
+def test_a_gallery_that_holds_the_query_by_id():
+    vectors = torch.eye(3)
+    arguments = {"gallery": vectors, "gallery_labels": [0, 0, 0], "recall_at": (1,)}
+    assert evaluate(vectors, [0, 0, 0], **arguments).neighbours.ids[:, 0].tolist() == [0, 1, 2]
+    excluded = evaluate(vectors, [0, 0, 0], ids=[5, 6, 7], gallery_ids=[5, 6, 7], **arguments)
+    assert excluded.neighbours.ids.tolist() == [[6, 7, -1], [5, 7, -1], [5, 6, -1]]
+    assert excluded.relevant.tolist() == [2, 2, 2]
+
+
+def test_labels_beyond_two_to_the_24_do_not_merge():
+    big = 2**24
+    result = evaluate(torch.eye(4), [big, big, big + 1, big + 1], recall_at=(1,))
+    assert result.relevant.tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="integers"):
+        evaluate(torch.eye(4), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def test_queries_without_relevant_items_are_skipped_or_counted_as_misses():
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    skipped = evaluate(vectors, [0, 0, 5], recall_at=(1,))
+    assert skipped.metrics["recall_at_1"] == 1.0
+    assert skipped.per_query["recall_at_1"].isnan().tolist() == [False, False, True]
+    assert skipped.classes.tolist() == [0, 5]
+    assert skipped.per_class["map_at_r"][0] == 1.0
+    assert skipped.per_class["map_at_r"][1].isnan()
+    counted = evaluate(vectors, [0, 0, 5], recall_at=(1,), without_relevant="zero")
+    assert counted.metrics["map_at_r"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_embeddings_that_are_not_finite_are_refused_with_their_ids(bad):
+    vectors = torch.rand(5, 3)
+    vectors[3, 1] = bad
+    with pytest.raises(ValueError, match=r"ids \[43\]"):
+        evaluate(vectors, [0, 0, 1, 1, 1], ids=[40, 41, 42, 43, 44])
+
+
+def test_large_finite_values_are_not_mistaken_for_infinite_ones():
+    vectors = torch.tensor([[3e38, 3e38], [3e38, 3e38], [3e38, -3e38]])
+    assert evaluate(vectors, [0, 0, 0], recall_at=(1,)).neighbours.ids[:, 0].tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="overflow"):
+        evaluate(vectors, [0, 0, 0], similarity="dot")
