@@ -1,1 +1,6 @@
-"""Embeddings and labels → one scalar."""
+"""Embeddings and labels → a scalar. Losses, miners and proxies come from pytorch-metric-learning, behind `adapter`."""
+
+from unseen.losses.adapter import MetricLoss, pair_loss, proxy_loss
+from unseen.losses.memory import CrossBatchMemory
+
+__all__ = ["CrossBatchMemory", "MetricLoss", "pair_loss", "proxy_loss"]

@@ -1,0 +1,168 @@
+"""The one door to pytorch-metric-learning: any of its losses and miners, with one signature and in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
+from torch import Tensor, nn
+
+from unseen.losses.memory import CrossBatchMemory
+
+
+class MetricLoss(nn.Module):
+    """A loss with its miner and its memory.
+
+    Args:
+        loss: `(embeddings, labels, indices, reference embeddings, reference labels)` → scalar, the contract
+            of pytorch-metric-learning; its parameters are the proxies.
+        miner: `(embeddings, labels, reference embeddings, reference labels)` → indices of pairs or triplets.
+        memory: earlier embeddings to compare the batch with.
+    """
+
+    def __init__(
+        self, loss: nn.Module, miner: nn.Module | None = None, memory: CrossBatchMemory | None = None
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+        self.memory = memory
+
+    def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """The loss of a batch; zero, still attached to the graph, when no pair or triplet is left in it.
+
+        Args:
+            embeddings: `(B, d)` of any floating type; the loss is computed in float32.
+            labels: `(B,)` int64 in 0..C-1.
+            ids: `(B,)` int64; which image each embedding is of.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.float()
+            if self.memory is not None:
+                return self._with_memory(self.memory, embeddings, labels, ids)
+            if self.miner is None:
+                return self.loss(embeddings, labels)
+            with _random_numbers_of(ids):
+                indices = self.miner(embeddings, labels)
+            return self.loss(embeddings, labels, indices)
+
+    def _with_memory(
+        self, memory: CrossBatchMemory, embeddings: Tensor, labels: Tensor, ids: Tensor
+    ) -> Tensor:
+        # The batch comes first among the references: some losses use one index for both sides.
+        references = memory.behind(embeddings, labels, ids)
+        with _random_numbers_of(ids):
+            mine = self.miner or _all_pairs
+            indices = mine(embeddings, labels, references.embeddings, references.labels)
+        indices = _without_self(indices, ids, references.ids)
+        loss = self.loss(embeddings, labels, indices, references.embeddings, references.labels)
+        if self.training:
+            memory.add(embeddings, labels, ids)
+        return loss
+
+
+def pair_loss(
+    loss: nn.Module,
+    miner: nn.Module | None,
+    memory: Callable[..., CrossBatchMemory] | None,
+    *,
+    num_classes: int,
+    embedding_size: int,
+) -> MetricLoss:
+    """A loss that compares embeddings with each other: pairs, triplets, or whole lists.
+
+    Args:
+        loss: built.
+        miner: built, or none for every pair or triplet.
+        memory: called with `embedding_size`, or none.
+        num_classes: training classes, C.
+        embedding_size: d.
+
+    Raises:
+        ValueError: there are fewer than two classes, or the loss cannot look beyond its batch.
+    """
+    _check_classes(num_classes)
+    if memory is None:
+        return MetricLoss(loss, miner)
+    _check_references(loss, memory)
+    return MetricLoss(loss, miner, memory(embedding_size=embedding_size))
+
+
+def proxy_loss(
+    loss: Callable[..., nn.Module],
+    miner: object | None,
+    memory: object | None,
+    *,
+    num_classes: int,
+    embedding_size: int,
+) -> MetricLoss:
+    """A loss that compares embeddings with learned proxies of the classes.
+
+    Args:
+        loss: called with `num_classes` and `embedding_size`; the proxies are its parameters.
+        miner: must be none.
+        memory: must be none.
+        num_classes: training classes, C.
+        embedding_size: d.
+
+    Raises:
+        ValueError: there are fewer than two classes, or a miner or a memory was given.
+    """
+    _check_classes(num_classes)
+    for key, value in (("miner", miner), ("memory", memory)):
+        if value is not None:
+            raise ValueError(
+                f"{key} is {_name(value)}, but {_name(loss)} compares embeddings with proxies, not with other "
+                f"embeddings. Choices: {key}=none, or a loss of pairs such as loss=multi_similarity."
+            )
+    return MetricLoss(loss(num_classes=num_classes, embedding_size=embedding_size))
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise ValueError(f"There is {num_classes} training class; a metric loss contrasts at least 2.")
+
+
+def _check_references(loss: nn.Module, memory: object) -> None:
+    """Ask the loss itself: those that cannot use other embeddings as references refuse them."""
+    embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    indices = get_all_pairs_indices(labels, labels.clone())
+    try:
+        loss(embeddings, labels, indices, embeddings.clone(), labels.clone())
+    except ValueError as error:
+        raise ValueError(
+            f"memory is {_name(memory)}, but {_name(loss)} compares only embeddings of the same batch. "
+            "Choices: memory=none, or a loss that looks beyond its batch such as loss=contrastive."
+        ) from error
+
+
+def _name(thing: Any) -> str:
+    """Class name of an object, or of what a partial will make."""
+    made = getattr(thing, "func", None) or type(thing)
+    return str(made.__name__)
+
+
+def _all_pairs(_: Tensor, labels: Tensor, __: Tensor, reference_labels: Tensor) -> tuple[Tensor, ...]:
+    return get_all_pairs_indices(labels, reference_labels)
+
+
+def _without_self(indices: tuple[Tensor, ...], ids: Tensor, reference_ids: Tensor) -> tuple[Tensor, ...]:
+    """Drop positives that are the anchor's own image: itself, or what the memory holds of it from earlier epochs."""
+    anchors, positives = indices[:2]
+    keep = ids[anchors] != reference_ids[positives]
+    if len(indices) == 3:
+        return tuple(index[keep] for index in indices)
+    return anchors[keep], positives[keep], *indices[2:]
+
+
+@contextmanager
+def _random_numbers_of(ids: Tensor) -> Iterator[None]:
+    """Draw random numbers that depend on the batch alone, so that a resumed run mines what it would have mined."""
+    devices = [ids.device] if ids.is_cuda else []
+    weights = torch.arange(1, len(ids) + 1, device=ids.device)
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int((ids * weights).sum()))
+        yield
