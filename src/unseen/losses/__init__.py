@@ -1,4 +1,4 @@
-"""Embeddings and labels → a scalar. Losses, miners and proxies come from pytorch-metric-learning, behind `adapter`."""
+"""Embeddings and labels → a scalar. Built on pytorch-metric-learning, behind `adapter`."""
 
 from unseen.losses.adapter import MetricLoss, pair_loss, proxy_loss
 from unseen.losses.memory import CrossBatchMemory

@@ -1,4 +1,4 @@
-"""The one door to pytorch-metric-learning: any of its losses and miners, with one signature and in full precision."""
+"""The one door to pytorch-metric-learning: any of its losses and miners, one signature, full precision."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def proxy_loss(
     for key, value in (("miner", miner), ("memory", memory)):
         if value is not None:
             raise ValueError(
-                f"{key} is {_name(value)}, but {_name(loss)} compares embeddings with proxies, not with other "
-                f"embeddings. Choices: {key}=none, or a loss of pairs such as loss=multi_similarity."
+                f"{key} is {_name(value)}, but {_name(loss)} compares embeddings with proxies, not with each "
+                f"other. Choices: {key}=none, or a loss of pairs such as loss=multi_similarity."
             )
     return MetricLoss(loss(num_classes=num_classes, embedding_size=embedding_size))
 
@@ -150,7 +150,7 @@ def _all_pairs(_: Tensor, labels: Tensor, __: Tensor, reference_labels: Tensor) 
 
 
 def _without_self(indices: tuple[Tensor, ...], ids: Tensor, reference_ids: Tensor) -> tuple[Tensor, ...]:
-    """Drop positives that are the anchor's own image: itself, or what the memory holds of it from earlier epochs."""
+    """Drop positives that show the anchor's own image: itself, or what the memory holds of it."""
     anchors, positives = indices[:2]
     keep = ids[anchors] != reference_ids[positives]
     if len(indices) == 3:
@@ -160,7 +160,7 @@ def _without_self(indices: tuple[Tensor, ...], ids: Tensor, reference_ids: Tenso
 
 @contextmanager
 def _random_numbers_of(ids: Tensor) -> Iterator[None]:
-    """Draw random numbers that depend on the batch alone, so that a resumed run mines what it would have mined."""
+    """Draw random numbers that depend on the batch alone, so that a resumed run mines the same."""
     devices = [ids.device] if ids.is_cuda else []
     weights = torch.arange(1, len(ids) + 1, device=ids.device)
     with torch.random.fork_rng(devices=devices):

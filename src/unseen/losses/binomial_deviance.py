@@ -1,4 +1,4 @@
-"""Binomial deviance over pairs (Yi et al. 2014, arXiv:1407.4979, in the form of Ustinova & Lempitsky 2016)."""
+"""Binomial deviance over pairs (Yi et al. 2014, arXiv:1407.4979), which pytorch-metric-learning lacks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.functional import softplus
 
 
 class BinomialDevianceLoss(GenericPairLoss):
-    r"""Mean over positive pairs plus mean over negative pairs of a logistic loss of the cosine similarity $s$.
+    r"""Mean over positive plus mean over negative pairs of a logistic loss of the cosine similarity $s$.
 
     .. math:: \ln(1 + e^{-\alpha(s_{ij} - \beta)}) \text{ for } y_i = y_j, \qquad
               \ln(1 + e^{\alpha C (s_{ij} - \beta)}) \text{ for } y_i \ne y_j
 
-    Ustinova & Lempitsky 2016, arXiv:1611.00822, eq. 8.
+    In the form of Ustinova & Lempitsky 2016, arXiv:1611.00822, section 4.
 
     Args:
         alpha: α, steepness.

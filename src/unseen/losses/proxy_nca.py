@@ -1,4 +1,4 @@
-"""Proxy-NCA as published; pytorch-metric-learning's loss of that name has the form of its successor, Proxy-NCA++."""
+"""Proxy-NCA as published: pytorch-metric-learning's loss of that name is of the form of Proxy-NCA++."""
 
 from __future__ import annotations
 
