@@ -1,4 +1,4 @@
-"""What the adapter promises of every loss: full precision, an attached zero, miners that repeat their draws."""
+"""Promises of the adapter for every loss: full precision, an attached zero, miners that repeat their draws."""
 
 from pathlib import Path
 

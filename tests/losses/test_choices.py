@@ -81,7 +81,7 @@ def test_proxies_refuse_a_miner_and_a_memory(name, override, build_loss):
 
 
 def test_a_loss_within_its_batch_refuses_a_memory(build_loss):
-    with pytest.raises(ValueError, match=r"memory is CrossBatchMemory, but NPairsLoss .*Choices: memory=none"):
+    with pytest.raises(ValueError, match=r"CrossBatchMemory, but NPairsLoss .*Choices: memory=none"):
         build_loss("n_pair", "memory=cross_batch")
 
 

@@ -212,7 +212,7 @@ OVERRIDES = {"margin": ["miner=none"]}
 
 
 def batch(seed):
-    """14 unit embeddings, near enough to their classes that hinges are tried on both sides; one class absent."""
+    """14 unit embeddings, near enough to their classes that hinges act on both sides; one class absent."""
     generator = np.random.default_rng(seed)
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4])
     centers = generator.normal(size=(5, 16))
