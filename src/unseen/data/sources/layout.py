@@ -6,11 +6,14 @@ import difflib
 import hashlib
 import os
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import loadmat
 
 from unseen.data.manifest import ROLES, Manifest, ManifestError
 
@@ -79,6 +82,18 @@ def read_fields(path: Path, names: Sequence[str], skip: int = 0) -> list[list[st
     return rows
 
 
+def read_mat(path: Path) -> dict[str, Any]:
+    """The variables of a MATLAB file, with axes of length one removed.
+
+    Raises:
+        ManifestError: the file is missing or is none.
+    """
+    try:
+        return dict(loadmat(require_file(path), squeeze_me=True))
+    except (ValueError, TypeError, OSError, NotImplementedError, zlib.error) as error:
+        raise ManifestError(f"'{path}' is not a complete MATLAB file ({error}): get it again.") from error
+
+
 def find_images(folder: Path, root: Path) -> list[str]:
     """Images anywhere under `folder`: POSIX paths relative to `root`, in an order that no platform changes.
 
@@ -105,6 +120,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
+
+
+def first_half(names: Sequence[str]) -> dict[str, str]:
+    """The field's usual zero-shot split: the first half of the classes, rounded up, trains; the rest test."""
+    half = (len(names) + 1) // 2
+    return {name: "train" if position < half else "test" for position, name in enumerate(names)}
 
 
 def divide_classes(
@@ -152,7 +173,7 @@ def _training_count(classes: int, train_fraction: float) -> int:
     count = int(classes * train_fraction + 1e-9)
     if not 0 < train_fraction < 1 or count == 0:
         raise ManifestError(
-            f"data.train_fraction={train_fraction} of {classes} classes leaves none to train or none to test on. "
+            f"data.train_fraction={train_fraction} of {classes} classes leaves none to train or to test on. "
             "Wanted a number between 0 and 1, and at least two classes."
         )
     return count

@@ -97,7 +97,8 @@ def _check_columns(table: Path, columns: list[str]) -> None:
     if unknown:
         # Not ignored: a misspelt 'role' would quietly give another split.
         raise ManifestError(
-            f"'{table}' has an unknown column '{unknown[0]}': rename or remove it. Known: {', '.join(COLUMNS)}"
+            f"'{table}' has an unknown column '{unknown[0]}': rename or remove it. "
+            f"Known columns: {', '.join(COLUMNS)}."
         )
     box = [name for name in BOX if name in columns]
     if box and len(box) < 4:

@@ -1,0 +1,145 @@
+"""Unpack an archive that may be broken or hostile: nothing leaves the folder, nothing half-unpacked stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+    EOFError,
+    # Encrypted members, and methods that zipfile does not know.
+    RuntimeError,
+)
+
+Member = tuple[str, Callable[[], IO[bytes]] | None]
+"""A name, and what opens its content; `None` for a folder."""
+
+
+class ArchiveError(ValueError):
+    """An archive that is broken, unsafe or does not fit the disk; the message names it and the remedy."""
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of that name is unpacked."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack into `folder`, beside what is there already; only files of the same name are replaced.
+
+    All members are written to a hidden folder beside their place first, and moved when every one is whole.
+    Only files and folders are accepted, and no permission or owner is taken over.
+
+    Args:
+        archive: `.zip` or (compressed) `.tar`.
+        folder: where its content belongs; made if it is missing.
+
+    Raises:
+        ArchiveError: a member's path is absolute or climbs out, a member is a link or a device, the archive
+            is broken, encrypted or of another kind, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unpacked = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
+    try:
+        for name, open_member in _members(archive):
+            _write(unpacked / _safe(name, archive), open_member)
+        _move_into(unpacked, folder)
+    except BROKEN as error:
+        raise ArchiveError(
+            f"'{archive}' is broken or incomplete ({error}). Remove it and get it again."
+        ) from error
+    except OSError as error:
+        raise ArchiveError(_disk_message(error, archive, folder)) from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    if zipfile.is_zipfile(archive):
+        return _zip_members(archive)
+    if tarfile.is_tarfile(archive):
+        return _tar_members(archive)
+    with archive.open("rb") as stream:
+        start = stream.read(20)
+    raise ArchiveError(
+        f"'{archive}' is no whole zip or tar archive: it starts with {start!r}. Remove it and get it again."
+    )
+
+
+def _zip_members(archive: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as opened:
+        for entry in opened.infolist():
+            kind = entry.external_attr >> 16 & 0o170000
+            if kind not in (0, 0o040000, 0o100000):
+                raise _unsafe(archive, entry.filename, "is a link or a device")
+            yield entry.filename, None if entry.is_dir() else partial(opened.open, entry)
+
+
+def _tar_members(archive: Path) -> Iterator[Member]:
+    with tarfile.open(archive) as opened:
+        for entry in opened:
+            if not (entry.isfile() or entry.isdir()):
+                raise _unsafe(archive, entry.name, "is a link or a device")
+            yield entry.name, None if entry.isdir() else partial(_content, opened, entry)
+
+
+def _content(opened: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    stream = opened.extractfile(entry)
+    assert stream is not None  # it is a regular file
+    return stream
+
+
+def _safe(name: str, archive: Path) -> PurePosixPath:
+    # Judged as Windows would read it too: there a backslash divides, and 'C:' starts at a drive.
+    parts = re.split(r"[/\\]", name)
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        raise _unsafe(archive, name, "has an absolute path")
+    if ".." in parts:
+        raise _unsafe(archive, name, "climbs out of the folder")
+    return PurePosixPath(*parts)
+
+
+def _unsafe(archive: Path, name: str, why: str) -> ArchiveError:
+    return ArchiveError(
+        f"'{archive}' is not safe to unpack: its member '{name}' {why}. Nothing was unpacked."
+    )
+
+
+def _write(path: Path, open_member: Callable[[], IO[bytes]] | None) -> None:
+    if open_member is None:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_member() as content, path.open("wb") as out:
+        shutil.copyfileobj(content, out, 1 << 20)
+
+
+def _move_into(source: Path, folder: Path) -> None:
+    for path in sorted(source.iterdir()):
+        place = folder / path.name
+        if path.is_dir() and place.is_dir():
+            _move_into(path, place)
+        else:
+            os.replace(path, place)
+
+
+def _disk_message(error: OSError, archive: Path, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full at '{folder}' while unpacking '{archive.name}'. Make room and run it again."
+    return f"Could not unpack '{archive}' into '{folder}': {error}"

@@ -1,0 +1,75 @@
+"""Cars-196 (Krause et al. 2013): 196 models of cars; the first 98 classes train, the last 98 test.
+
+The official division into train and test images is for classification and plays no part here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unseen.data.manifest import Manifest
+from unseen.data.sources import layout
+
+FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class")
+
+
+def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) -> Manifest:
+    """Read either form of the distribution.
+
+    One is `cars_annos.mat` and `car_ims/`; the other `devkit/` (`cars_meta.mat`, `cars_train_annos.mat`),
+    `cars_test_annos_withlabels.mat`, `cars_train/` and `cars_test/`.
+
+    Args:
+        root: folder of those files, or the one above.
+        expected: published counts, see `layout.expect`.
+
+    Raises:
+        ManifestError: a file is missing, or the counts are not the published ones.
+    """
+    together = any(
+        (Path(root).expanduser() / inner / "cars_annos.mat").is_file() for inner in ("", "cars196")
+    )
+    read_form = _read_together if together else _read_devkit
+    base, lists, names, rows = read_form(root)
+    role_of = layout.first_half(names)
+    corners = np.array([row[1:5] for row in rows], dtype=np.int64).reshape(-1, 4)
+    # MATLAB counts pixels from 1 and includes the last one.
+    boxes = corners - np.array([1, 1, 0, 0])
+    classes = [names[int(row[5]) - 1] for row in rows]
+    manifest = layout.build(
+        base, [row[0] for row in rows], classes, [role_of[name] for name in classes], names, boxes=boxes
+    )
+    return layout.expect(manifest, expected, lists)
+
+
+Form = tuple[Path, str, list[str], list[tuple[Any, ...]]]
+
+
+def _read_together(root: str | os.PathLike[str]) -> Form:
+    base = layout.find_base(root, "cars196", "cars_annos.mat")
+    table = layout.read_mat(base / "cars_annos.mat")
+    return base, "cars_annos.mat", _names(table), _rows(table, "relative_im_path", "")
+
+
+def _read_devkit(root: str | os.PathLike[str]) -> Form:
+    base = layout.find_base(root, "stanford_cars", "devkit/cars_meta.mat")
+    names = _names(layout.read_mat(base / "devkit" / "cars_meta.mat"))
+    labelled = "cars_test_annos_withlabels.mat"
+    test = base / "devkit" / labelled
+    rows = _rows(layout.read_mat(base / "devkit" / "cars_train_annos.mat"), "fname", "cars_train/")
+    rows += _rows(layout.read_mat(test if test.is_file() else base / labelled), "fname", "cars_test/")
+    return base, f"devkit/cars_train_annos.mat and {labelled}", names, rows
+
+
+def _names(table: dict[str, Any]) -> list[str]:
+    return [str(name).strip() for name in np.atleast_1d(table["class_names"])]
+
+
+def _rows(table: dict[str, Any], path_field: str, folder: str) -> list[tuple[Any, ...]]:
+    annotations = np.atleast_1d(table["annotations"])
+    return [(f"{folder}{row[path_field]}", *(int(row[field]) for field in FIELDS)) for row in annotations]
