@@ -1,4 +1,4 @@
-"""Promises of the adapter for every loss: full precision, an attached zero, miners that repeat their draws."""
+"""Promises of the adapter for every loss: full precision, an attached zero, miners that repeat themselves."""
 
 from pathlib import Path
 
