@@ -97,6 +97,9 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             if not (entry.isfile() or entry.isdir()):
                 raise _unsafe(archive, entry.name, "is a link or a device")
             yield entry.name, None if entry.isdir() else partial(_content, opened, entry)
+        # The checksum of a compressed stream stands at its very end, behind the last member.
+        while opened.fileobj is not None and opened.fileobj.read(1 << 20):
+            pass
 
 
 def _content(opened: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:

@@ -1,0 +1,240 @@
+"""Fetch one published file: resumed where it broke off, checked for length and checksum, put in place whole.
+
+What arrives is kept in `<name>.part` until it is complete, so that after a break only the rest is fetched.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+BLOCK = 1 << 20
+"""Most bytes read at a time."""
+
+Progress = Callable[[int, int | None], None]
+"""Told the bytes so far and, if known, in all."""
+
+
+class DownloadError(ValueError):
+    """A file could not be had; the message says what arrived, what was wanted, and what to do."""
+
+
+class _Interrupted(Exception):
+    """The connection gave less than all; another attempt may continue."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a distribution.
+
+    Args:
+        name: what it is called on disk.
+        url: http(s) address; `None`: it can only be got by hand.
+        bytes: published length.
+        md5: published checksum (hex), or
+        sha256: published checksum (hex).
+        into: folder under the data root where it, or what an archive holds, belongs.
+    """
+
+    name: str
+    url: str | None = None
+    bytes: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    into: str = "."
+
+    def __post_init__(self) -> None:
+        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
+            raise DownloadError(f"The address '{self.url}' of {self.name} is not http or https.")
+
+
+def fetch(
+    file: RemoteFile,
+    folder: Path,
+    *,
+    timeout: float,
+    attempts: int,
+    pause: float,
+    progress: Progress = lambda done, total: None,
+) -> Path:
+    """Download `file` into `folder` and check it; a file that is already there is only checked.
+
+    Args:
+        file: what to fetch.
+        folder: where to put it; made if it is missing.
+        timeout: seconds without a byte after which an attempt is given up.
+        attempts: connections to try in all; each continues where the last one ended.
+        pause: seconds before the second attempt; doubled before each later one.
+        progress: is told how far it is.
+
+    Raises:
+        DownloadError: the server refuses, gives something else, breaks off or stalls in every attempt, the
+            disk is full, or length or checksum are not the published ones.
+    """
+    target = folder / file.name
+    if target.exists():
+        _check(target, file, "Remove it, or replace it with the published file.")
+        return target
+    if file.url is None:
+        raise DownloadError(f"{file.name} has no public address: get it by hand and put it at '{target}'.")
+    part = folder / f"{file.name}.part"
+    with _writing(part):
+        folder.mkdir(parents=True, exist_ok=True)
+    _fetch_part(file, part, timeout, attempts, pause, progress)
+    try:
+        _check(
+            part, file, "What arrived was removed. Run it again; if it stays so, the published file changed."
+        )
+    except DownloadError:
+        part.unlink()
+        raise
+    os.replace(part, target)
+    return target
+
+
+def _fetch_part(
+    file: RemoteFile, part: Path, timeout: float, attempts: int, pause: float, progress: Progress
+) -> None:
+    reason: _Interrupted | None = None
+    for attempt in range(attempts):
+        if attempt > 0:
+            time.sleep(pause * 2 ** (attempt - 1))
+        try:
+            _continue(file, part, timeout, progress)
+        except _Interrupted as error:
+            reason = error
+        else:
+            return
+    raise DownloadError(
+        f"{file.url}: {reason} (attempt {attempts} of {attempts}). {_size(part):,} bytes are kept: "
+        "run it again to continue from there."
+    ) from reason
+
+
+def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) -> None:
+    """One connection: append what is missing."""
+    have = _size(part)
+    if file.bytes is not None and have >= file.bytes:
+        return  # the checks decide what it is
+    # A compressed transfer would make lengths and ranges mean something else.
+    headers = {"User-Agent": "unseen", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        with urlopen(Request(str(file.url), headers=headers), timeout=timeout) as response:
+            start, total = _extent(response, file)
+            if start > have:
+                raise DownloadError(f"{file.url} sends bytes from {start:,} on where {have:,} was asked for.")
+            _append(response, part, start, total, progress)
+    except HTTPError as error:
+        _explain_refusal(error, file, part)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_words(error, timeout)) from error
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _extent(response: http.client.HTTPResponse, file: RemoteFile) -> tuple[int, int | None]:
+    """Where the body starts, and how long the whole file is according to the server."""
+    length = response.headers.get("Content-Length", "")
+    start, total = 0, int(length) if length.isdigit() else None
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match is None:
+            raise DownloadError(f"{file.url} answers a partial request without saying which part it sends.")
+        start, total = int(match[1]), None if match[2] == "*" else int(match[2])
+    if total is not None and file.bytes is not None and total != file.bytes:
+        raise DownloadError(
+            f"{file.url} announces {total:,} bytes where {file.bytes:,} were published: "
+            "it no longer gives that file (it may be a page that asks for something)."
+        )
+    return start, total if total is not None else file.bytes
+
+
+def _append(
+    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: Progress
+) -> None:
+    done = start
+    # Unbuffered: what a full disk refuses is refused in `write`, and what was written counts.
+    with _writing(part):
+        out = part.open("ab", buffering=0)
+    with out:
+        out.truncate(start)
+        while block := response.read1(BLOCK):
+            with _writing(part):
+                _write_all(out, block)
+            done += len(block)
+            progress(done, total)
+            if total is not None and done > total:
+                raise DownloadError(f"The server sends more than the {total:,} bytes that it should.")
+    if total is not None and done < total:
+        raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _write_all(out: FileIO, block: bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        rest = rest[out.write(rest) :]
+
+
+def _explain_refusal(error: HTTPError, file: RemoteFile, part: Path) -> None:
+    if error.code == 416:
+        # Nothing is left to send: what is here is as long as the file, or belongs to another one.
+        total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if total is not None and int(total[1]) == _size(part):
+            return
+        part.unlink(missing_ok=True)
+        raise _Interrupted("what was kept did not fit the file and was dropped") from error
+    if error.code >= 500 or error.code in (408, 429):
+        raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
+    raise DownloadError(
+        f"{file.url} answers {error.code} {error.reason}: the address has changed."
+    ) from error
+
+
+def _words(error: Exception, timeout: float) -> str:
+    if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+        return f"no byte came for {timeout:g} seconds"
+    if isinstance(error, URLError):
+        return f"no connection ({error.reason})"
+    return f"the connection broke ({type(error).__name__})"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the disk refuses is not the server's fault: no other attempt would help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DownloadError(
+                f"The disk is full at '{path.parent}'. Make room and run it again: it continues from there."
+            ) from error
+        raise DownloadError(f"Could not write '{path}': {error}") from error
+
+
+def _check(path: Path, file: RemoteFile, remedy: str) -> None:
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        raise DownloadError(f"'{path}' has {size:,} bytes where {file.bytes:,} were published. {remedy}")
+    for algorithm, wanted in (("md5", file.md5), ("sha256", file.sha256)):
+        if wanted is None:
+            continue
+        with path.open("rb") as stream:
+            got = hashlib.file_digest(stream, algorithm).hexdigest()
+        if got != wanted:
+            raise DownloadError(f"'{path}' has the {algorithm} {got} where {wanted} was published. {remedy}")

@@ -1,0 +1,182 @@
+"""From a server's archives to a manifest, for every published data set; and what stops on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from unseen.apps.command_line import config_folder
+from unseen.data.archive import ArchiveError
+from unseen.data.download import DownloadError, RemoteFile
+from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.prepare import prepare
+
+NAMES = ("cub", "cars", "sop", "inshop", "flowers", "pets", "plantvillage", "omniglot")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], tuple[str, list[str]]]]:
+    """`serve(folder)` gives the address of a server of its files, and the list of what is asked of it."""
+    running: list[http.server.ThreadingHTTPServer] = []
+
+    def start(folder: Path) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                super().do_GET()
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}", asked
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def configuration(name: str, root: Path) -> DictConfig:
+    replica_keys = {"test_species": ["Pepper,_bell", "Tomato"]} if name == "plantvillage" else {}
+    published = OmegaConf.load(config_folder() / "data" / f"{name}.yaml")
+    changes = {"root": str(root), "expected": None} | replica_keys
+    return OmegaConf.create({"data": OmegaConf.merge(published, changes)})
+
+
+def remote_files(config: DictConfig, archives: Path, url: str) -> list[RemoteFile]:
+    """The files of the configuration, with the address, length and checksum of the replica's archives."""
+    return [
+        RemoteFile(
+            file.name,
+            url=f"{url}/{file.name}",
+            bytes=(archives / file.name).stat().st_size,
+            md5=hashlib.md5((archives / file.name).read_bytes()).hexdigest(),
+            into=file.get("into", "."),
+        )
+        for file in config.data.download.files
+    ]
+
+
+def run(config: DictConfig, files: list[RemoteFile], **options: Any) -> Manifest:
+    def read() -> Manifest:
+        try:
+            return instantiate(config.data.source)
+        except InstantiationException as error:
+            raise error.__cause__ or error from None
+
+    defaults = {"timeout": 5.0, "attempts": 2, "pause": 0.0, "again": False, "keep_archives": True}
+    quiet = Console(file=io.StringIO())
+    page = config.data.download.page
+    return prepare(Path(config.data.root), files, page, read, console=quiet, **(defaults | options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_downloads_unpacks_and_reads_and_then_does_nothing(
+    name: str, replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives(name)
+    url, asked = serve(archives)
+    config = configuration(name, tmp_path / "with space" / name)
+    files = remote_files(config, archives, url)
+    first = run(config, files)
+    assert sorted(asked) == sorted(f"/{file.name}" for file in files)
+    assert run(config, files).content_hash == first.content_hash
+    assert len(asked) == len(files)
+
+
+def test_again_checks_what_is_there_and_archives_may_go(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("flowers")
+    url, asked = serve(archives)
+    config = configuration("flowers", tmp_path / "root")
+    files = remote_files(config, archives, url)
+    run(config, files)
+    run(config, files, again=True, keep_archives=False)
+    assert len(asked) == 2
+    assert not (tmp_path / "root" / "102flowers.tgz").exists()
+    assert (tmp_path / "root" / "imagelabels.mat").exists()
+
+
+def test_files_without_an_address_are_all_named_with_their_places(
+    replica_archives: Callable[[str], Path], tmp_path: Path
+) -> None:
+    archives = replica_archives("inshop")
+    config = configuration("inshop", tmp_path / "shop")
+    files = [RemoteFile(**file) for file in config.data.download.files]
+    with pytest.raises(DownloadError, match="3 of 3 files have no public address") as caught:
+        run(config, files)
+    places = ("img.zip", "Eval/list_eval_partition.txt", "Anno/list_bbox_inshop.txt")
+    for place in places:
+        assert str(tmp_path / "shop" / place) in str(caught.value)
+    assert config.data.download.page in str(caught.value)
+    for place in places:
+        target = tmp_path / "shop" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(archives / target.name, target)
+    assert len(run(config, files)) == 24
+
+
+def test_a_refused_download_says_how_to_go_on_by_hand(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cub")
+    url, _ = serve(tmp_path / "nothing here")
+    config = configuration("cub", tmp_path / "root")
+    with pytest.raises(DownloadError, match=r"answers 404(.|\n)*By hand: https://.*CUB_200_2011.tgz'"):
+        run(config, remote_files(config, archives, url))
+
+
+def test_a_broken_archive_without_checksum_leaves_no_image_in_place(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cub")
+    archive = archives / "CUB_200_2011.tgz"
+    archive.write_bytes(archive.read_bytes()[:-2000])
+    url, _ = serve(archives)
+    config = configuration("cub", tmp_path / "root")
+    with pytest.raises(ArchiveError, match="broken or incomplete"):
+        run(config, [RemoteFile("CUB_200_2011.tgz", url=f"{url}/CUB_200_2011.tgz")])
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["CUB_200_2011.tgz"]
+
+
+def test_a_set_that_is_not_the_published_one_is_an_error_after_all(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("sop")
+    url, _ = serve(archives)
+    config = configuration("sop", tmp_path / "root")
+    config.data.expected = {"train_images": 59551}
+    with pytest.raises(ManifestError, match="Read 18 train images where 59,551 were published"):
+        run(config, remote_files(config, archives, url))
+
+
+def test_too_little_room_is_an_error_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**12, 10**12 - 10**9, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    config = configuration("sop", tmp_path / "root")
+    files = [RemoteFile(**file) for file in config.data.download.files]
+    with pytest.raises(DownloadError, match=r"needs about 6.2 GB; 1.0 GB are free"):
+        run(config, files)
+    assert not (tmp_path / "root").exists()
