@@ -1,0 +1,86 @@
+"""Images → embedding: backbone, fusion and one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unseen.nn.backbone import Backbone, FeatureMaps
+from unseen.nn.fusion import Fused
+
+
+class Embedded(NamedTuple):
+    """What an embedder gives for `B` images.
+
+    Args:
+        embedding: `(B, d)`.
+        fused: features `(B, D)` and attention maps.
+        maps: the backbone's feature maps.
+    """
+
+    embedding: Tensor
+    fused: Fused
+    maps: FeatureMaps
+
+
+class Embedder(nn.Module):
+    """`e = W f + b`, then `e / ‖e‖`.
+
+    Args:
+        backbone: images → feature maps.
+        fusion: called with `tap_channels` and `final_channels`; feature maps → fused features.
+        size: of the embedding, d.
+        normalize: divide embeddings by their length.
+        frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
+
+    Raises:
+        ValueError: the size is below 1.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fusion: Callable[..., nn.Module],
+        *,
+        size: int,
+        normalize: bool,
+        frozen_batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"embedding.size={size}: an embedding has at least 1 dimension.")
+        self.backbone = backbone
+        self.fusion = fusion(tap_channels=backbone.tap_channels, final_channels=backbone.final_channels)
+        self.projection = nn.Linear(self.fusion.out_features, size)
+        self.normalize = normalize
+        self.frozen_batch_norm = frozen_batch_norm
+        self._backbone_is_frozen = False
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> Embedded:
+        """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and what it is made of."""
+        maps = self.backbone(images)
+        fused = self.fusion(maps)
+        embedding = self.projection(fused.features)
+        if self.normalize:
+            embedding = functional.normalize(embedding.float(), dim=1)
+        return Embedded(embedding, fused, maps)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Stop or resume the learning of the backbone, its batch norm statistics included."""
+        self._backbone_is_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Embedder:
+        """As `nn.Module.train`, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode and (self.frozen_batch_norm or self._backbone_is_frozen):
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
