@@ -12,7 +12,7 @@ from rich.table import Table
 from unseen.experiments.record import RunRecord
 
 SPLITS = {
-    "unseen": "unseen classes",
+    "unseen": "unseen\nclasses",
     "seen": "seen classes,\nheld-out images",
     "unseen_matched": "unseen classes,\nas many as seen",
     "gap": "generalisation\ngap",

@@ -3,11 +3,12 @@
 from unseen.experiments.pictures.attention import attention_overlays
 from unseen.experiments.pictures.classes import class_strip
 from unseen.experiments.pictures.curves import training_curves
-from unseen.experiments.pictures.embedding_map import embedding_map, project
+from unseen.experiments.pictures.embedding_map import choose_images, embedding_map, project
 from unseen.experiments.pictures.retrieval import choose_queries, retrieval_sheet
 
 __all__ = [
     "attention_overlays",
+    "choose_images",
     "choose_queries",
     "class_strip",
     "embedding_map",

@@ -20,6 +20,30 @@ from unseen.experiments.pictures.canvas import GREY, PALE, Image, new_figure, sa
 WIDTH, HEIGHT, MARGIN = 11.5, 9.2, 1.75  # inches
 
 
+def choose_images(labels: NDArray[np.int64], at_most: int = 2000) -> NDArray[np.int64]:
+    """Rows to draw: all, or of a large set as many whole classes as there is room for; no randomness.
+
+    Args:
+        labels: `(N,)`.
+        at_most: rows to choose; t-SNE takes seconds for thousands and minutes for tens of thousands.
+
+    Returns:
+        `(M,)` ascending row numbers, M ≤ `at_most`.
+    """
+    labels = np.asarray(labels)
+    if len(labels) <= at_most:
+        return np.arange(len(labels))
+    present = np.unique(labels)
+    kept = max(1, min(len(present), at_most // 20))
+    share = at_most // kept
+    chosen = [np.flatnonzero(labels == label)[:share] for label in _evenly(present, kept)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _evenly(values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
+
+
 def project(embeddings: NDArray[np.floating], seed: int = 0) -> NDArray[np.float64]:
     """Two dimensions by PCA to at most 50, then t-SNE (van der Maaten & Hinton 2008).
 
@@ -68,7 +92,7 @@ def embedding_map(
     """
     points, labels = np.asarray(points), np.asarray(labels)
     present = np.unique(labels)
-    colored = present[np.linspace(0, len(present) - 1, min(max_classes, len(present))).round().astype(int)]
+    colored = _evenly(present, min(max_classes, len(present)))
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_axes((MARGIN / WIDTH, 0.02, 1 - 2 * MARGIN / WIDTH, 0.91))
     axes.set_axis_off()
