@@ -115,5 +115,5 @@ def _scale(figure: Figure, width: float, height: float) -> None:
     axes = figure.add_axes((GAP / width, 0.3 / height, 1.6 / width, 0.1 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap="inferno")
     axes.set_axis_off()
-    text = "0 … strongest position of the map;  peak: strongest ÷ even attention"
+    text = "0 … strongest position\npeak: strongest ÷ even attention"
     write(figure, (GAP + 1.7) / width, 0.35 / height, text, va="center", color=GREY)

@@ -136,6 +136,8 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Series]) -> None:
         )
     if panel.logarithmic and all(value > 0 for series in lines.values() for _, value in series):
         axes.set_yscale("log")
+    last = max(step for series in lines.values() for step, _ in series)
+    axes.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(panel.title, fontsize=10, loc="left", color=BLACK)
     axes.set_xlabel("step", fontsize=8, color=GREY)

@@ -153,7 +153,7 @@ def _badge(axes: Axes, right: bool) -> None:
 def _caption(axes: Axes, value: str, name: str, color: str) -> None:
     style = {"transform": axes.transAxes, "ha": "center", "va": "top"}
     write(axes, 0.5, -0.05, value, fontsize=7.5, color=color, weight="bold", **style)
-    write(axes, 0.5, -0.175, shortened(name, 17), fontsize=7, **style)
+    write(axes, 0.5, -0.175, shortened(name, 15), fontsize=7, **style)
 
 
 def _legend(figure: Figure, width: float, height: float) -> None:
