@@ -1,0 +1,37 @@
+"""Look at every image of a data set before training on it, and report what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import MofNCompleteColumn, Progress
+
+from unseen.apps.command_line import UsageError, building, command
+from unseen.data.preflight import preflight
+
+
+@command("check")
+def main(config: DictConfig) -> None:
+    """Write the report and the quarantine list; leave with status 1 if the data must not be trained on."""
+    if "data" not in config:
+        raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
+    console = Console(stderr=True)
+    with building(), Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        manifest = instantiate(config.data.source)
+        task = bar.add_task("Looking at images", total=len(manifest))
+        report = preflight(manifest, **config.check, progress=lambda done: bar.update(task, completed=done))
+        report.write(Path(config.output))
+    console.print(Markdown(report.markdown()))
+    console.print(f"Written to {config.output}: report.md, report.json, quarantine.txt")
+    for error in report.errors:
+        console.print(f"error: {error}", style="red", markup=False)
+    if report.errors:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

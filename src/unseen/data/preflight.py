@@ -1,0 +1,393 @@
+"""Look at every image before anything is trained on it: broken files, odd ones, and the same image twice.
+
+Exact duplicates are images whose decoded pixels are equal, however they are stored. Near duplicates (saved
+again, resized, slightly cropped) have perceptual hashes (pHash: 64 signs of low frequencies) that differ in a
+few bits, and small copies that differ by a small share of their contrast: hashes alone also pair different
+drawings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from unseen.data.manifest import Manifest
+
+THUMBNAIL = 16
+"""Side of the small copies that near duplicates are compared by."""
+BLOCK = 4096
+"""Hashes compared at a time: a block of `BLOCK × BLOCK` distances takes 64 MB."""
+ERRORS = ("unreadable", "leakage")
+"""What must not go into training unless it is allowed by name."""
+LISTED = 50
+"""Entries that a section of the readable report shows; `report.json` has all."""
+
+Rows = tuple[int, ...]
+Progress = Callable[[int], None]
+"""Told the number of images looked at."""
+
+
+class Look(NamedTuple):
+    """What one image turned out to be; the fields after `problem` are empty if it has one."""
+
+    problem: str | None
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    grey: bool = False
+    digest: bytes = b""
+    hash: int = 0
+    thumbnail: NDArray[np.uint8] = np.zeros((THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `preflight` found. Rows are positions in the manifest.
+
+    Args:
+        manifest: what was looked at.
+        broken: row → what is wrong with the file.
+        unusual: kind (`extreme aspect`, `grey`, `CMYK`) → rows.
+        exact: groups of rows with the same pixels.
+        near: groups of rows with almost the same look, exact duplicates among them included.
+        small_classes: class name → what it has too few of.
+        allow: names out of `ERRORS` that are no error here.
+    """
+
+    manifest: Manifest
+    broken: dict[int, str]
+    unusual: dict[str, Rows]
+    exact: list[Rows]
+    near: list[Rows]
+    small_classes: dict[str, str]
+    allow: tuple[str, ...]
+    _is_train: NDArray[np.bool_] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_is_train", self.manifest.roles == "train")
+
+    def crosses(self, group: Rows) -> bool:
+        """Whether a group has rows both in training and in test."""
+        return len({bool(self._is_train[row]) for row in group}) == 2
+
+    def disagrees(self, group: Rows) -> bool:
+        """Whether a group has rows of more than one class."""
+        return len({int(self.manifest.labels[row]) for row in group}) > 1
+
+    @property
+    def leaks(self) -> list[Rows]:
+        """Groups of the same image in training and in test."""
+        return [group for group in (*self.exact, *self.near) if self.crosses(group)]
+
+    @property
+    def quarantine(self) -> list[str]:
+        """Paths to leave out: files that cannot be read, and the training copies of images that leak.
+
+        Test images are never among the latter, so that a benchmark's test set stays what it is.
+        """
+        rows = set(self.broken) | {row for group in self.leaks for row in group if self._is_train[row]}
+        return [self.manifest.paths[row] for row in sorted(rows)]
+
+    @property
+    def errors(self) -> list[str]:
+        """What must not go into training, in words; empty if nothing or all of it is allowed."""
+        found = {
+            "unreadable": f"{len(self.broken):,} images cannot be read" if self.broken else "",
+            "leakage": f"{len(self.leaks):,} images are in training and in test" if self.leaks else "",
+        }
+        return [
+            f"{what}. Leave out what quarantine.txt lists (data.exclude), or allow it: check.allow=[{name}]"
+            for name, what in found.items()
+            if what and name not in self.allow
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write `report.md` for people, `report.json` for programs, `quarantine.txt` for `data.exclude`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "report.md", self.markdown())
+        _write(folder / "report.json", json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n")
+        _write(folder / "quarantine.txt", "".join(f"{path}\n" for path in self.quarantine))
+
+    def plain(self) -> dict[str, object]:
+        """The findings as plain data, with paths instead of rows."""
+        paths = self.manifest.paths
+
+        def named(groups: list[Rows]) -> list[dict[str, object]]:
+            return [
+                {
+                    "paths": [paths[row] for row in group],
+                    "across_split": self.crosses(group),
+                    "across_classes": self.disagrees(group),
+                }
+                for group in groups
+            ]
+
+        return {
+            "manifest": self.manifest.content_hash,
+            "root": str(self.manifest.root),
+            "images": len(self.manifest),
+            "broken": {paths[row]: what for row, what in self.broken.items()},
+            "unusual": {kind: [paths[row] for row in rows] for kind, rows in self.unusual.items()},
+            "exact_duplicates": named(self.exact),
+            "near_duplicates": named(self.near),
+            "small_classes": self.small_classes,
+            "quarantine": self.quarantine,
+        }
+
+    def markdown(self) -> str:
+        """The findings to read."""
+        return "\n".join(_lines(self)) + "\n"
+
+
+def preflight(
+    manifest: Manifest,
+    *,
+    images_per_class: int,
+    aspect: float,
+    distance: int,
+    difference: float,
+    workers: int | None,
+    allow: Sequence[str],
+    progress: Progress = lambda done: None,
+) -> Report:
+    """Decode every image and report what is wrong with the set.
+
+    Args:
+        manifest: the images.
+        images_per_class: how many a training class should have for the sampler.
+        aspect: longer over shorter side from which a shape is extreme.
+        distance: most bits (of 64) in which hashes of near duplicates differ.
+        difference: most by which their small copies differ, as a share of their contrast.
+        workers: threads that decode; `None`: one for each core.
+        allow: names out of `ERRORS` that are no error here.
+        progress: is told how far it is.
+
+    Raises:
+        ValueError: `allow` has another name.
+    """
+    unknown = sorted(set(allow) - set(ERRORS))
+    if unknown:
+        raise ValueError(f"check.allow names '{unknown[0]}'. Choose from {', '.join(ERRORS)}.")
+    looks = []
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        look = partial(look_at, manifest)
+        for done, seen in enumerate(pool.map(look, range(len(manifest))), start=1):
+            looks.append(seen)
+            progress(done)
+    whole = np.array([row for row, seen in enumerate(looks) if seen.problem is None], dtype=np.int64)
+    unusual = {
+        "extreme aspect": [row for row in whole if _aspect(looks[row]) >= aspect],
+        "grey": [row for row in whole if looks[row].grey],
+        "CMYK": [row for row in whole if looks[row].mode == "CMYK"],
+    }
+    exact = exact_duplicates([looks[row].digest for row in whole])
+    near = near_duplicates(
+        np.array([looks[row].hash for row in whole], dtype=np.uint64),
+        np.stack([looks[row].thumbnail for row in whole]) if whole.size else np.zeros((0, 1, 1, 3), np.uint8),
+        distance,
+        difference,
+    )
+    same = {frozenset(group) for group in exact}
+    return Report(
+        manifest=manifest,
+        broken={row: seen.problem for row, seen in enumerate(looks) if seen.problem is not None},
+        unusual={kind: tuple(map(int, rows)) for kind, rows in unusual.items()},
+        exact=[_rows(whole, group) for group in exact],
+        near=[_rows(whole, group) for group in near if frozenset(group) not in same],
+        small_classes=small_classes(manifest, images_per_class),
+        allow=tuple(allow),
+    )
+
+
+def _rows(whole: NDArray[np.int64], group: Rows) -> Rows:
+    return tuple(int(whole[position]) for position in group)
+
+
+def look_at(manifest: Manifest, row: int) -> Look:
+    """Decode one image as far as it goes."""
+    path = manifest.absolute(row)
+    try:
+        if path.stat().st_size == 0:
+            return Look("empty file (0 bytes)")
+        with Image.open(path) as image:
+            image.load()
+            return _describe(image)
+    except FileNotFoundError:
+        return Look("no such file")
+    except UnidentifiedImageError:
+        return Look("not an image")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's words for most formats: 'image file is truncated (n bytes not processed)'.
+        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        return Look(f"{kind}: {error}")
+
+
+def _describe(image: Image.Image) -> Look:
+    colours = image.convert("RGB")
+    small = colours.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    thumbnail = np.asarray(small)
+    size = np.array(colours.size, dtype=np.int64).tobytes()
+    return Look(
+        problem=None,
+        mode=image.mode,
+        width=image.width,
+        height=image.height,
+        # JPEG brings channels apart by a level or two in an image that has no colour.
+        grey=bool(np.ptp(thumbnail.astype(np.int16), axis=-1).max() <= 2),
+        digest=hashlib.blake2b(size + colours.tobytes(), digest_size=16).digest(),
+        hash=int(str(imagehash.phash(colours)), 16),
+        thumbnail=thumbnail,
+    )
+
+
+def _aspect(look: Look) -> float:
+    return max(look.width, look.height) / min(look.width, look.height)
+
+
+def exact_duplicates(digests: Sequence[bytes]) -> list[Rows]:
+    """Groups of positions with equal digests."""
+    positions: dict[bytes, list[int]] = {}
+    for position, digest in enumerate(digests):
+        positions.setdefault(digest, []).append(position)
+    return [tuple(group) for group in positions.values() if len(group) > 1]
+
+
+def near_duplicates(
+    hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], distance: int, difference: float
+) -> list[Rows]:
+    """Groups of positions that are linked by near-duplicate pairs.
+
+    Small copies a, b differ by ‖a − b‖ / min(‖a − mean(a)‖, ‖b − mean(b)‖). Photographs that were saved
+    again come to about 0.02, slightly cropped ones to 0.1, two drawings of one character to more.
+
+    Args:
+        hashes: `(N,)` 64-bit perceptual hashes.
+        thumbnails: `(N, h, w, 3)` small copies.
+        distance: most bits in which the hashes of a pair differ.
+        difference: most by which the copies of a pair differ.
+    """
+    flat = thumbnails.reshape(len(thumbnails), int(np.prod(thumbnails.shape[1:]))).astype(np.float32)
+    contrast = np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1)
+    pairs = [np.zeros((2, 0), dtype=np.int64)]
+    for first, second in _close_pairs(hashes, distance):
+        weaker = np.minimum(contrast[first], contrast[second])
+        close = np.linalg.norm(flat[first] - flat[second], axis=1) <= difference * weaker
+        pairs.append(np.stack([first[close], second[close]]))
+    first, second = np.concatenate(pairs, axis=1)
+    links = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
+    _, component = connected_components(links, directed=False)
+    groups: dict[int, list[int]] = {}
+    for position in np.union1d(first, second):
+        groups.setdefault(int(component[position]), []).append(int(position))
+    return [tuple(group) for group in groups.values()]
+
+
+def _close_pairs(
+    hashes: NDArray[np.uint64], distance: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs `first < second` of hashes at most `distance` bits apart, some thousands at a time.
+
+    With bits as ±1, the inner product of two hashes is 64 − 2 · (bits that differ): all distances of a block
+    are one matrix product.
+    """
+    bits = np.unpackbits(hashes[:, None].view(np.uint8), axis=1).astype(np.float32) * 2 - 1
+    for top in range(0, len(bits), BLOCK):
+        for left in range(top, len(bits), BLOCK):
+            agreement = bits[top : top + BLOCK] @ bits[left : left + BLOCK].T
+            first, second = np.nonzero(agreement >= 64 - 2 * distance)
+            first, second = first + top, second + left
+            ordered = first < second
+            first, second = first[ordered], second[ordered]
+            for start in range(0, len(first), BLOCK):
+                yield first[start : start + BLOCK], second[start : start + BLOCK]
+
+
+def small_classes(manifest: Manifest, images_per_class: int) -> dict[str, str]:
+    """Classes that the sampler or the evaluation can make little of, and why."""
+    train, test, query, gallery = (
+        Counter(manifest.labels[manifest.roles == role].tolist())
+        for role in ("train", "test", "query", "gallery")
+    )
+    found = {
+        label: f"{count} to train on, {images_per_class} wanted in a batch"
+        for label, count in sorted(train.items())
+        if count < images_per_class
+    }
+    found |= {label: "one test image: it finds nothing" for label, count in sorted(test.items()) if count < 2}
+    found |= dict.fromkeys(
+        sorted(query.keys() - gallery.keys()), "no gallery image: its queries find nothing"
+    )
+    return {manifest.class_names[label]: why for label, why in found.items()}
+
+
+def _lines(report: Report) -> Iterable[str]:
+    manifest, paths = report.manifest, report.manifest.paths
+    yield f"# {len(manifest):,} images of {len(set(manifest.labels.tolist())):,} classes in `{manifest.root}`"
+    yield ""
+    yield "| found | number |"
+    yield "|---|---|"
+    yield f"| unreadable | {len(report.broken):,} |"
+    for kind, rows in report.unusual.items():
+        yield f"| {kind} | {len(rows):,} |"
+    for name, groups in (("exact duplicates", report.exact), ("near duplicates", report.near)):
+        yield f"| {name} (groups) | {len(groups):,} |"
+        yield f"| … across the split | {sum(map(report.crosses, groups)):,} |"
+        yield f"| … under different labels | {sum(map(report.disagrees, groups)):,} |"
+    yield f"| classes that are too small | {len(report.small_classes):,} |"
+    yield f"| to be left out (`quarantine.txt`) | {len(report.quarantine):,} |"
+    yield from _section("Unreadable", [f"`{paths[row]}`: {what}" for row, what in report.broken.items()])
+    for kind, rows in report.unusual.items():
+        yield from _section(kind.capitalize(), [f"`{paths[row]}`" for row in rows])
+    for name, groups in (("Exact duplicates", report.exact), ("Near duplicates", report.near)):
+        # What matters most comes first.
+        ordered = sorted(groups, key=lambda group: (not report.crosses(group), not report.disagrees(group)))
+        yield from _section(name, [_group_line(report, group) for group in ordered])
+    small = [f"{name}: {why}" for name, why in report.small_classes.items()]
+    yield from _section("Classes that are too small", small)
+
+
+def _section(title: str, entries: list[str]) -> Iterator[str]:
+    if not entries:
+        return
+    yield f"\n## {title} ({len(entries):,})\n"
+    yield from (f"- {entry}" for entry in entries[:LISTED])
+    if len(entries) > LISTED:
+        yield f"- … and {len(entries) - LISTED:,} more, in `report.json`"
+
+
+def _group_line(report: Report, group: Rows) -> str:
+    manifest = report.manifest
+    members = [
+        f"`{manifest.paths[row]}` ({manifest.roles[row]}, {manifest.class_names[manifest.labels[row]]})"
+        for row in group
+    ]
+    remark = "**LEAK** " if report.crosses(group) else ""
+    remark += "**labels differ** " if report.disagrees(group) else ""
+    return remark + " = ".join(members)
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
