@@ -1,0 +1,218 @@
+"""Which images are seen, held out, searched with and searched among: class-disjoint by assertion."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen.data.manifest import Manifest, ManifestError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a manifest, each array ascending.
+
+    Args:
+        manifest: the images.
+        train: images that are trained on.
+        seen: images of training classes that are kept out of training, for the generalisation gap.
+        validation: images of training classes that are kept out as a whole, to choose the epoch by.
+        query: test images that are searched with.
+        gallery: test images that are searched among; equal to `query` where a benchmark has no official pair.
+
+    Raises:
+        ManifestError: a class is on two sides, or training or test is empty.
+    """
+
+    manifest: Manifest
+    train: Rows
+    seen: Rows
+    validation: Rows
+    query: Rows
+    gallery: Rows
+
+    def __post_init__(self) -> None:
+        for name in ("train", "query", "gallery"):
+            if len(getattr(self, name)) == 0:
+                raise ManifestError(
+                    f"The split leaves no {name} images (of {len(self.manifest)} in the manifest). "
+                    "Check the roles that data.split gives."
+                )
+        test = np.union1d(self.query, self.gallery)
+        sides = {"train": self.train, "validation": self.validation, "test": test}
+        for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            self._assert_disjoint(first, sides[first], second, sides[second])
+        if np.intersect1d(self.train, self.seen).size:
+            raise ManifestError("An image is trained on and held out as seen.")
+
+    def _assert_disjoint(self, first: str, rows: Rows, second: str, others: Rows) -> None:
+        labels = self.manifest.labels
+        both = np.intersect1d(labels[rows], labels[others])
+        if both.size:
+            names = ", ".join(f"'{self.manifest.class_names[label]}'" for label in both[:5])
+            raise ManifestError(
+                f"{both.size} classes are in {first} and {second}: {names}. Splits must be class-disjoint."
+            )
+
+    @property
+    def query_is_gallery(self) -> bool:
+        """Whether test images are searched among each other."""
+        return np.array_equal(self.query, self.gallery)
+
+    @property
+    def train_classes(self) -> Rows:
+        """Labels of the manifest that are trained on, ascending."""
+        return np.unique(self.manifest.labels[self.train])
+
+    @property
+    def num_classes(self) -> int:
+        """Seen classes, C."""
+        return len(self.train_classes)
+
+    def seen_labels(self, labels: Rows) -> Rows:
+        """The manifest's labels of training classes → `0 … C-1`."""
+        return np.searchsorted(self.train_classes, labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the manifest and every row list: equal fingerprints, equal splits."""
+        digest = hashlib.sha256(self.manifest.content_hash.encode())
+        for rows in (self.train, self.seen, self.validation, self.query, self.gallery):
+            digest.update(rows.astype("<i8").tobytes() + b"|")
+        return digest.hexdigest()
+
+
+def fixed(manifest: Manifest, *, seed: int, seen_fraction: float) -> Split:
+    """Train on every training class for a fixed number of epochs; the last epoch counts.
+
+    Args:
+        manifest: with roles.
+        seed: of the draw of held-out images.
+        seen_fraction: share of each training class that is kept out of training (see `hold_out_images`).
+
+    Raises:
+        ValueError: the fraction is outside [0, 1).
+    """
+    return _split(manifest, np.empty(0, dtype=np.int64), seed, seen_fraction)
+
+
+def holdout(manifest: Manifest, *, seed: int, seen_fraction: float, class_fraction: float) -> Split:
+    """Keep a share of the *training* classes out, to choose the epoch and the hyper-parameters by.
+
+    Args:
+        manifest: with roles.
+        seed: of both draws.
+        seen_fraction: as in `fixed`.
+        class_fraction: share of the training classes that validates; at least one, never all.
+
+    Raises:
+        ValueError: a fraction is out of range, or there are fewer than two training classes.
+    """
+    if not 0 < class_fraction < 1:
+        raise ValueError(f"protocol.class_fraction={class_fraction}: wanted a share between 0 and 1.")
+    classes = _shuffled_classes(manifest, seed)
+    count = min(max(1, round(class_fraction * len(classes))), len(classes) - 1)
+    return _split(manifest, classes[:count], seed, seen_fraction)
+
+
+def folds(manifest: Manifest, *, seed: int, seen_fraction: float, folds: int, fold: int) -> Split:
+    """One of `folds` class-disjoint folds of the training classes validates (Musgrave et al. 2020).
+
+    Args:
+        manifest: with roles.
+        seed: of both draws; the same for all folds.
+        seen_fraction: as in `fixed`.
+        folds: how many folds.
+        fold: which one validates, `0 … folds-1`.
+
+    Raises:
+        ValueError: there are fewer classes than folds, or no such fold.
+    """
+    classes = _shuffled_classes(manifest, seed)
+    if not 2 <= folds <= len(classes):
+        raise ValueError(
+            f"protocol.folds={folds}: wanted between 2 and {len(classes)}, the number of training classes."
+        )
+    if not 0 <= fold < folds:
+        raise ValueError(f"protocol.fold={fold}: choices are 0 … {folds - 1}.")
+    return _split(manifest, classes[fold::folds], seed, seen_fraction)
+
+
+def matched_rows(labels: Rows, reference_labels: Rows, seed: int) -> Rows:
+    """Positions in `labels` of a subset with as many classes, and images a class, as `reference_labels` has.
+
+    Both galleries are then equally hard, which a comparison of seen and unseen classes needs. Larger classes
+    of the reference are matched with larger classes; where there are too few classes or images, with all.
+
+    Args:
+        labels: `(N,)`, to choose from.
+        reference_labels: `(M,)`, whose class sizes are wanted.
+        seed: of the draw.
+    """
+    wanted = np.sort(np.unique(reference_labels, return_counts=True)[1])[::-1]
+    classes, sizes = np.unique(labels, return_counts=True)
+    drawn = _order(classes.tolist(), seed, "matched classes")[: len(wanted)]
+    drawn = sorted(drawn, key=lambda position: -sizes[position])
+    chosen = []
+    for position, count in zip(drawn, wanted, strict=False):
+        rows = np.flatnonzero(labels == classes[position])
+        chosen.append(rows[_order(rows.tolist(), seed, "matched images")[:count]])
+    return np.sort(np.concatenate(chosen))
+
+
+def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fraction: float) -> Split:
+    roles, labels = manifest.roles, manifest.labels
+    trains = roles == "train"
+    validates = trains & np.isin(labels, validation_classes)
+    seen = hold_out_images(manifest, np.flatnonzero(trains & ~validates), seed, seen_fraction)
+    train = np.setdiff1d(np.flatnonzero(trains & ~validates), seen)
+    return Split(
+        manifest=manifest,
+        train=train,
+        seen=seen,
+        validation=np.flatnonzero(validates),
+        query=np.flatnonzero((roles == "test") | (roles == "query")),
+        gallery=np.flatnonzero((roles == "test") | (roles == "gallery")),
+    )
+
+
+def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) -> Rows:
+    """Rows to keep out of training: a share of each class, at least two so that each can find the other.
+
+    A class that would be left with fewer than two training images gives none.
+
+    Raises:
+        ValueError: the fraction is outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"protocol.seen_fraction={fraction}: wanted a share of at least 0 and below 1.")
+    held: list[Rows] = [np.empty(0, dtype=np.int64)]
+    for label in np.unique(manifest.labels[rows]) if fraction else []:
+        images = rows[manifest.labels[rows] == label]
+        count = max(2, round(fraction * len(images)))
+        if len(images) - count >= 2:
+            held.append(images[_order([manifest.paths[row] for row in images], seed, "seen")[:count]])
+    return np.sort(np.concatenate(held))
+
+
+def _shuffled_classes(manifest: Manifest, seed: int) -> Rows:
+    labels = np.unique(manifest.labels[manifest.roles == "train"])
+    if len(labels) < 2:
+        raise ValueError(f"There are {len(labels)} training classes: holding classes out needs at least 2.")
+    return labels[_order([manifest.class_names[label] for label in labels], seed, "classes")]
+
+
+def _order(keys: Sequence[Any], seed: int, purpose: str) -> Rows:
+    """A shuffle that is the same on any system and in any version of Python: by the hash of each key."""
+
+    def digest(key: Any) -> bytes:
+        return hashlib.sha256(f"{purpose}|{seed}|{key}".encode("utf-8", "surrogateescape")).digest()
+
+    return np.array(sorted(range(len(keys)), key=lambda index: digest(keys[index])), dtype=np.int64)

@@ -1,0 +1,40 @@
+"""Augmentation in training, preparation in evaluation: torchvision v2 on uint8, `(3, H, W)` → `(3, S, S)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torchvision.transforms import v2
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """The two ways to prepare an image.
+
+    Args:
+        train: for training images; draws its random numbers from torch's generator.
+        evaluation: for all others; the same result every time.
+    """
+
+    train: nn.Module
+    evaluation: nn.Module
+
+
+def sequence(steps: Sequence[nn.Module]) -> nn.Module:
+    """Steps one after another."""
+    return v2.Compose(list(steps))
+
+
+def resized_center(size: int, resize: float) -> nn.Module:
+    """The shorter side to `size × resize` pixels, then the centre square of `size`.
+
+    The field's recipe for 224 pixels is `resize` 256/224.
+
+    Raises:
+        ValueError: the size is below 1 or `resize` below 1.
+    """
+    if size < 1 or resize < 1:
+        raise ValueError(f"data.image_size={size} and resize={resize}: both are at least 1.")
+    return v2.Compose([v2.Resize(round(size * resize), antialias=True), v2.CenterCrop(size)])
