@@ -97,5 +97,5 @@ def test_one_class_is_refused(name, build_loss):
 
 
 def test_a_misspelt_value_names_its_key(compose_loss):
-    with pytest.raises(InstantiationException, match=r"loss\.loss"):
-        instantiate(compose_loss("loss=contrastive", "+loss.loss.marginn=1").loss)
+    with pytest.raises(InstantiationException, match=r"loss\.function"):
+        instantiate(compose_loss("loss=contrastive", "+loss.function.marginn=1").loss)

@@ -17,17 +17,17 @@ class MetricLoss(nn.Module):
     """A loss with its miner and its memory.
 
     Args:
-        loss: `(embeddings, labels, indices, reference embeddings, reference labels)` → scalar, the contract
-            of pytorch-metric-learning; its parameters are the proxies.
+        function: `(embeddings, labels, indices, reference embeddings, reference labels)` → scalar, the
+            contract of pytorch-metric-learning; its parameters are the proxies.
         miner: `(embeddings, labels, reference embeddings, reference labels)` → indices of pairs or triplets.
         memory: earlier embeddings to compare the batch with.
     """
 
     def __init__(
-        self, loss: nn.Module, miner: nn.Module | None = None, memory: CrossBatchMemory | None = None
+        self, function: nn.Module, miner: nn.Module | None = None, memory: CrossBatchMemory | None = None
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.function = function
         self.miner = miner
         self.memory = memory
 
@@ -44,10 +44,10 @@ class MetricLoss(nn.Module):
             if self.memory is not None:
                 return self._with_memory(self.memory, embeddings, labels, ids)
             if self.miner is None:
-                return self.loss(embeddings, labels)
+                return self.function(embeddings, labels)
             with _random_numbers_of(ids):
                 indices = self.miner(embeddings, labels)
-            return self.loss(embeddings, labels, indices)
+            return self.function(embeddings, labels, indices)
 
     def _with_memory(
         self, memory: CrossBatchMemory, embeddings: Tensor, labels: Tensor, ids: Tensor
@@ -58,14 +58,14 @@ class MetricLoss(nn.Module):
             mine = self.miner or _all_pairs
             indices = mine(embeddings, labels, references.embeddings, references.labels)
         indices = _without_self(indices, ids, references.ids)
-        loss = self.loss(embeddings, labels, indices, references.embeddings, references.labels)
+        loss = self.function(embeddings, labels, indices, references.embeddings, references.labels)
         if self.training:
             memory.add(embeddings, labels, ids)
         return loss
 
 
 def pair_loss(
-    loss: nn.Module,
+    function: nn.Module,
     miner: nn.Module | None,
     memory: Callable[..., CrossBatchMemory] | None,
     *,
@@ -75,7 +75,7 @@ def pair_loss(
     """A loss that compares embeddings with each other: pairs, triplets, or whole lists.
 
     Args:
-        loss: built.
+        function: the loss, built.
         miner: built, or none for every pair or triplet.
         memory: called with `embedding_size`, or none.
         num_classes: training classes, C.
@@ -86,13 +86,13 @@ def pair_loss(
     """
     _check_classes(num_classes)
     if memory is None:
-        return MetricLoss(loss, miner)
-    _check_references(loss, memory)
-    return MetricLoss(loss, miner, memory(embedding_size=embedding_size))
+        return MetricLoss(function, miner)
+    _check_references(function, memory)
+    return MetricLoss(function, miner, memory(embedding_size=embedding_size))
 
 
 def proxy_loss(
-    loss: Callable[..., nn.Module],
+    function: Callable[..., nn.Module],
     miner: object | None,
     memory: object | None,
     *,
@@ -102,7 +102,7 @@ def proxy_loss(
     """A loss that compares embeddings with learned proxies of the classes.
 
     Args:
-        loss: called with `num_classes` and `embedding_size`; the proxies are its parameters.
+        function: the loss, called with `num_classes` and `embedding_size`; the proxies are its parameters.
         miner: must be none.
         memory: must be none.
         num_classes: training classes, C.
@@ -115,10 +115,10 @@ def proxy_loss(
     for key, value in (("miner", miner), ("memory", memory)):
         if value is not None:
             raise ValueError(
-                f"{key} is {_name(value)}, but {_name(loss)} compares embeddings with proxies, not with each "
-                f"other. Choices: {key}=none, or a loss of pairs such as loss=multi_similarity."
+                f"{key} is {_name(value)}, but {_name(function)} compares embeddings with proxies, not with "
+                f"each other. Choices: {key}=none, or a loss of pairs such as loss=multi_similarity."
             )
-    return MetricLoss(loss(num_classes=num_classes, embedding_size=embedding_size))
+    return MetricLoss(function(num_classes=num_classes, embedding_size=embedding_size))
 
 
 def _check_classes(num_classes: int) -> None:
@@ -126,15 +126,15 @@ def _check_classes(num_classes: int) -> None:
         raise ValueError(f"There is {num_classes} training class; a metric loss contrasts at least 2.")
 
 
-def _check_references(loss: nn.Module, memory: object) -> None:
+def _check_references(function: nn.Module, memory: object) -> None:
     """Ask the loss itself: those that cannot use other embeddings as references refuse them."""
     embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
     indices = get_all_pairs_indices(labels, labels.clone())
     try:
-        loss(embeddings, labels, indices, embeddings.clone(), labels.clone())
+        function(embeddings, labels, indices, embeddings.clone(), labels.clone())
     except ValueError as error:
         raise ValueError(
-            f"memory is {_name(memory)}, but {_name(loss)} compares only embeddings of the same batch. "
+            f"memory is {_name(memory)}, but {_name(function)} compares only embeddings of the same batch. "
             "Choices: memory=none, or a loss that looks beyond its batch such as loss=contrastive."
         ) from error
 
