@@ -23,7 +23,7 @@ their own, and `LastResortHE` shows a placeholder for every code point."""
 CURVE_STEPS = 6
 """Straight pieces a curve is made of; at a hundred pixels a glyph the error is below a tenth of a pixel."""
 
-COMPARISON_SIZE = 42
+COMPARISON_SIZE = 44
 """Pixels of the larger side of a glyph when shapes are compared."""
 
 COMPARISON_TOLERANCE = 3
@@ -33,6 +33,9 @@ than the strokes of O and o differ at equal size, less than a bar, a tail or a h
 Outline = NDArray[np.float64]
 """`(E, 2, 2)`: E directed straight edges, each from (x, y) to (x, y), y downwards; ink is where the winding
 number is not 0. Centred on the origin, and its larger side is 1."""
+
+Silhouette = NDArray[np.bool_]
+"""`(side, side)`: where the ink is."""
 
 
 def font_files() -> list[Path]:
@@ -74,10 +77,7 @@ def is_base_letter(character: str) -> bool:
 
 
 def read_outlines(files: Sequence[Path], scripts: Collection[str]) -> dict[str, dict[str, Outline]]:
-    """Outlines of every base letter of some scripts: character → face → outline.
-
-    A face that repeats the outline of an earlier one (an oblique that is upright after all) is left out.
-    """
+    """Outlines of every base letter of some scripts: character → face → outline."""
     outlines: dict[str, dict[str, Outline]] = {}
     for path in files:
         font = TTFont(path, lazy=True)
@@ -86,9 +86,8 @@ def read_outlines(files: Sequence[Path], scripts: Collection[str]) -> dict[str, 
             if name == ".notdef" or not is_base_letter(character) or script_of(character) not in scripts:
                 continue
             outline = _read_outline(font["glyf"], name)
-            faces = outlines.setdefault(character, {})
-            if outline is not None and not any(_is_same(outline, other) for other in faces.values()):
-                faces[path.stem] = outline
+            if outline is not None:
+                outlines.setdefault(character, {})[path.stem] = outline
     return outlines
 
 
@@ -123,10 +122,6 @@ def _normalise(outline: Outline) -> Outline:
     return (outline - (low + high) / 2) / (high - low).max()
 
 
-def _is_same(one: Outline, other: Outline) -> bool:
-    return one.shape == other.shape and bool(np.allclose(one, other, atol=1e-3))
-
-
 def fill(outline: NDArray[np.float64], size: int, samples: int = 4) -> NDArray[np.float64]:
     """Coverage `(size, size)` in 0 … 1 of an outline in pixels, by counting `samples`² points a pixel.
 
@@ -157,20 +152,29 @@ def _first_sample(position: NDArray[np.int64], unit: int, side: int) -> NDArray[
     return np.clip(-((unit // 2 - position) // unit), 0, side)
 
 
-def look_alikes(outlines: Mapping[str, Mapping[str, Outline]]) -> list[list[str]]:
+def silhouette(outline: Outline) -> Silhouette:
+    """The inked area at the size, and with the margin, with which shapes are compared."""
+    size = COMPARISON_SIZE + 2 * (COMPARISON_TOLERANCE + 1)
+    return fill(outline * COMPARISON_SIZE + size / 2, size, samples=2) >= 0.5
+
+
+def look_alikes(silhouettes: Mapping[str, Mapping[str, Silhouette]]) -> list[list[str]]:
     """Group characters that look the same, whatever their size: A with Greek Α and Cyrillic А, C with c.
 
     Two characters are alike if their shapes are so in at least half of the faces that have both; whatever is
     alike to one member of a group belongs to it. Groups and their members are in code point order.
+
+    Args:
+        silhouettes: character → face → silhouette.
     """
-    characters = sorted(outlines)
+    characters = sorted(silhouettes)
     position = {character: index for index, character in enumerate(characters)}
     alike = np.zeros((len(characters),) * 2, dtype=np.int64)
     shared = np.zeros_like(alike)
-    for face in sorted({face for faces in outlines.values() for face in faces}):
-        present = [character for character in characters if face in outlines[character]]
+    for face in sorted({face for faces in silhouettes.values() for face in faces}):
+        present = [character for character in characters if face in silhouettes[character]]
         rows = np.ix_(*[[position[character] for character in present]] * 2)
-        alike[rows] += _shapes_alike([outlines[character][face] for character in present])
+        alike[rows] += _shapes_alike(np.stack([silhouettes[character][face] for character in present]))
         shared[rows] += 1
     _, groups = connected_components((2 * alike >= shared) & (shared > 0), directed=False)
     members: dict[int, list[str]] = {}
@@ -179,18 +183,13 @@ def look_alikes(outlines: Mapping[str, Mapping[str, Outline]]) -> list[list[str]
     return list(members.values())
 
 
-def _shapes_alike(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
-    """`(N, N)`: whether the Hausdorff distance of the inked areas is within the tolerance.
+def _shapes_alike(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`(N, H, W)` to `(N, N)`: whether the Hausdorff distance of the inked areas is within the tolerance.
 
     One matrix product counts, for all pairs, the ink of one that lies too far from the other's.
     """
-    margin = COMPARISON_TOLERANCE + 1
-    size = COMPARISON_SIZE + 2 * margin
-    ink = np.stack(
-        [fill(outline * COMPARISON_SIZE + size / 2, size, samples=2) >= 0.5 for outline in outlines]
-    )
-    y, x = np.mgrid[-margin : margin + 1, -margin : margin + 1]
-    near = binary_dilation(ink, (x**2 + y**2 <= COMPARISON_TOLERANCE**2)[None])
-    count = len(outlines)
-    outside = ink.reshape(count, -1).astype(np.float32) @ (~near).reshape(count, -1).astype(np.float32).T
+    reach = np.arange(-COMPARISON_TOLERANCE, COMPARISON_TOLERANCE + 1)
+    near = binary_dilation(ink, (reach**2 + reach[:, None] ** 2 <= COMPARISON_TOLERANCE**2)[None])
+    flat, far = ink.reshape(len(ink), -1), ~near.reshape(len(ink), -1)
+    outside = flat.astype(np.float32) @ far.astype(np.float32).T
     return (outside == 0) & (outside.T == 0)

@@ -15,14 +15,15 @@ VERSION = 1
 
 # Ranges at jitter 1.
 ROTATION = math.radians(10)
-SHEAR = 0.15
+SHEAR = 0.12
 STRETCH = 0.12
-EXTENT = (0.65, 0.9)
-BLUR = 2
+EXTENT = (0.7, 0.9)
+SHIFT = 0.6
+BLUR = 1
 WEIGHT = 0.15
-SHADE = 0.3
+SHADE = 0.25
 LIGHTING = 0.1
-NOISE = 0.1
+NOISE = 0.08
 
 
 def render(outline: Outline, size: int, key: str, jitter: float) -> NDArray[np.uint8]:
@@ -57,11 +58,13 @@ def _place(outline: Outline, size: int, uniform: _Uniform, jitter: float) -> NDA
     x, y = math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y
     extent = size * (EXTENT[1] - jitter * (EXTENT[1] - EXTENT[0]) * float(uniform(1)[0]))
     scale = extent / max(np.ptp(x), np.ptp(y))
-    return np.stack([_put(axis * scale, size, jitter * uniform.around_zero()) for axis in (x, y)], axis=-1)
+    return np.stack(
+        [_put(axis * scale, size, jitter * SHIFT * uniform.around_zero()) for axis in (x, y)], axis=-1
+    )
 
 
 def _put(positions: NDArray[np.float64], size: int, shift: float) -> NDArray[np.float64]:
-    """Place along one axis: −1 touches the first border, 0 is the middle, 1 touches the last."""
+    """Place along one axis: a shift of −1 touches the first border, 0 is the middle, 1 touches the last."""
     middle = (positions.min() + positions.max()) / 2
     free = (size - np.ptp(positions)) / 2
     return positions - middle + size / 2 + shift * free

@@ -10,7 +10,8 @@ import hashlib
 import os
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from rich.progress import track
 
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.sources import glyph_outlines, glyph_rendering
-from unseen.data.sources.glyph_outlines import Outline
+from unseen.data.sources.glyph_outlines import Outline, Silhouette
 
 SCRIPTS = ("Armenian", "Cyrillic", "Georgian", "Greek", "Lao", "Latin")
 """Scripts with letters in at least `MINIMUM_FACES` faces."""
@@ -130,21 +131,43 @@ def glyph_classes(train_scripts: Sequence[str], test_scripts: Sequence[str]) -> 
     A class with a letter of a training script trains, whatever its other letters: what looks like a shape
     that was trained on is no test of unseen ones.
     """
-    outlines = {
-        letter: faces
-        for letter, faces in glyph_outlines.read_outlines(
-            glyph_outlines.font_files(), {*train_scripts, *test_scripts}
-        ).items()
-        if len(faces) >= MINIMUM_FACES
+    everything = glyph_outlines.read_outlines(glyph_outlines.font_files(), {*train_scripts, *test_scripts})
+    outlines = {letter: faces for letter, faces in everything.items() if len(faces) >= MINIMUM_FACES}
+    silhouettes = {
+        letter: {face: glyph_outlines.silhouette(outline) for face, outline in faces.items()}
+        for letter, faces in outlines.items()
     }
-    classes = []
-    for group in glyph_outlines.look_alikes(outlines):
-        seen = [letter for letter in group if glyph_outlines.script_of(letter) in train_scripts]
-        letters = seen + [letter for letter in group if letter not in seen]
-        # The first letter that a face has stands for all of them: they look the same.
-        shapes = {face: shape for letter in reversed(letters) for face, shape in outlines[letter].items()}
-        classes.append(GlyphClass(tuple(letters), "train" if seen else "test", shapes))
+    groups = [
+        sorted(group, key=lambda letter: (glyph_outlines.script_of(letter) not in train_scripts, letter))
+        for group in glyph_outlines.look_alikes(silhouettes)
+    ]
+    classes = [
+        GlyphClass(
+            letters=tuple(letters),
+            role="train" if glyph_outlines.script_of(letters[0]) in train_scripts else "test",
+            outlines={face: outlines[letter][face] for letter, face in drawn},
+        )
+        for letters, drawn in zip(groups, _faces_to_draw(groups, silhouettes), strict=True)
+        if len(drawn) >= MINIMUM_FACES
+    ]
     return sorted(classes, key=lambda glyph: glyph.letters)
+
+
+def _faces_to_draw(
+    groups: Sequence[Sequence[str]], silhouettes: Mapping[str, Mapping[str, Silhouette]]
+) -> list[list[tuple[str, str]]]:
+    """The (letter, face) pairs that stand for each group: in each face the first letter that it has.
+
+    What a group repeats (an oblique face that is upright after all) counts once, and what two groups share
+    (some italics) not at all.
+    """
+    shapes = []
+    for letters in groups:
+        letter_of = {face: letter for letter in reversed(letters) for face in silhouettes[letter]}
+        pairs = [(letter, face) for face, letter in letter_of.items()]
+        shapes.append({silhouettes[letter][face].tobytes(): (letter, face) for letter, face in pairs})
+    owners = Counter(shape for own in shapes for shape in own)
+    return [[pair for shape, pair in own.items() if owners[shape] == 1] for own in shapes]
 
 
 def _draw(
