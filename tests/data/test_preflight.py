@@ -110,6 +110,16 @@ def test_exact_duplicates_are_those_of_the_pixels_not_of_the_bytes(pictures: Pat
     assert report.errors == []
 
 
+def test_transparent_drawings_are_told_apart_by_what_shows(pictures: Path) -> None:
+    """Their colours are black throughout; only the transparency differs."""
+    for index, name in enumerate("cd"):
+        drawing = np.zeros((60, 60, 4), dtype=np.uint8)
+        drawing[10 + 20 * index : 20 + 20 * index, 10:50, 3] = 255
+        Image.fromarray(drawing).save(pictures / name / "drawing.png")
+    report = look(pictures)
+    assert (report.exact, report.near) == ([], [])
+
+
 def test_an_image_on_both_sides_is_an_error_unless_allowed(pictures: Path) -> None:
     picture(0).save(pictures / "c" / "copy.png")
     report = look(pictures)

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from unseen.data.images import Pixels, read_image
 from unseen.data.manifest import Manifest
 
 THUMBNAIL = 16
@@ -220,38 +221,42 @@ def _rows(whole: NDArray[np.int64], group: Rows) -> Rows:
 
 
 def look_at(manifest: Manifest, row: int) -> Look:
-    """Decode one image as far as it goes."""
+    """Decode one image as training would, and describe it."""
     path = manifest.absolute(row)
     try:
         if path.stat().st_size == 0:
             return Look("empty file (0 bytes)")
         with Image.open(path) as image:
-            image.load()
-            return _describe(image)
-    except FileNotFoundError:
-        return Look("no such file")
-    except UnidentifiedImageError:
-        return Look("not an image")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's words for most formats: 'image file is truncated (n bytes not processed)'.
-        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        return Look(f"{kind}: {error}")
+            mode = image.mode
+        pixels = read_image(path)
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        return Look(_problem(error.__cause__ or error))
+    return _describe(mode, pixels)
 
 
-def _describe(image: Image.Image) -> Look:
-    colours = image.convert("RGB")
-    small = colours.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    thumbnail = np.asarray(small)
-    size = np.array(colours.size, dtype=np.int64).tobytes()
+def _problem(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    # Pillow's words for most formats: 'image file is truncated (n bytes not processed)'.
+    kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
+    return f"{kind}: {error}"
+
+
+def _describe(mode: str, pixels: Pixels) -> Look:
+    image = Image.fromarray(pixels)
+    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    height, width = pixels.shape[:2]
     return Look(
         problem=None,
-        mode=image.mode,
-        width=image.width,
-        height=image.height,
+        mode=mode,
+        width=width,
+        height=height,
         # JPEG brings channels apart by a level or two in an image that has no colour.
         grey=bool(np.ptp(thumbnail.astype(np.int16), axis=-1).max() <= 2),
-        digest=hashlib.blake2b(size + colours.tobytes(), digest_size=16).digest(),
-        hash=int(str(imagehash.phash(colours)), 16),
+        digest=hashlib.blake2b(f"{width}x{height}:".encode() + pixels.tobytes(), digest_size=16).digest(),
+        hash=int(str(imagehash.phash(image)), 16),
         thumbnail=thumbnail,
     )
 
