@@ -20,8 +20,7 @@ def test_it_appears_whole_in_a_new_folder(tmp_path):
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(TypeError), replacing(path) as temporary, temporary.open("w") as file:
+        file.writelines(["half", None])
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
