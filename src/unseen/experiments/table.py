@@ -16,6 +16,7 @@ SPLITS = {
     "seen": "seen classes,\nheld-out images",
     "unseen_matched": "unseen classes,\nas many as seen",
     "gap": "generalisation\ngap",
+    "validation": "validation\nclasses",
 }
 """Split of a record → heading of its column, in the order of the columns."""
 
