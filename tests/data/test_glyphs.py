@@ -305,8 +305,9 @@ def test_another_seed_draws_other_pixels_of_the_same_classes(small: Manifest, sm
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
-        raise AssertionError("drew again")
+        raise AssertionError("went to work")
 
+    monkeypatch.setattr(glyphs, "glyph_classes", fail)
     monkeypatch.setattr(glyph_rendering, "render", fail)
 
 

@@ -87,12 +87,12 @@ def read(
     cached = _load(folder)
     if cached is not None:
         return cached
-    classes = glyph_classes(train_scripts, test_scripts)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Inside the cache, so that the finished set is moved, not copied; what is left in it goes with it.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as temporary:
             drawn = Path(temporary) / folder.name
+            classes = glyph_classes(train_scripts, test_scripts)
             manifest = _draw(classes, drawn, folder, size, images_per_face, jitter, seed)
             _publish(drawn, folder)
     except OSError as error:
