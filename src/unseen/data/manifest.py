@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROLES = ("train", "query", "gallery", "test")
-"""`train` is seen; `test` is query and gallery at once; `query` / `gallery` are for benchmarks with official ones."""
+"""`train` is seen; `test` is query and gallery at once; `query` and `gallery` are for official pairs."""
 
 COLUMNS = ("path", "label", "class", "role", "left", "top", "right", "bottom", "super_class")
 
@@ -78,7 +78,9 @@ class Manifest:
         }
         wrong = {name: length for name, length in lengths.items() if length != count}
         if wrong:
-            raise ManifestError(f"The manifest has {count} paths but {wrong}: every column needs one entry a row.")
+            raise ManifestError(
+                f"The manifest has {count} paths but {wrong}: every column needs one entry a row."
+            )
         if boxes.shape != (count, 4):
             raise ManifestError(f"boxes has shape {boxes.shape}, wanted ({count}, 4).")
 
@@ -122,7 +124,9 @@ class Manifest:
             labels=self.labels[rows],
             roles=self.roles[rows],
             boxes=None if self.boxes is None else self.boxes[rows],
-            super_classes=None if self.super_classes is None else tuple(self.super_classes[row] for row in rows),
+            super_classes=None
+            if self.super_classes is None
+            else tuple(self.super_classes[row] for row in rows),
         )
 
     @cached_property

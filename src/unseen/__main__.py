@@ -1,0 +1,43 @@
+"""`unseen <command> …`: the console script; each module of `unseen.apps` with a `main` is a command."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+
+from unseen import apps
+
+
+def commands() -> dict[str, str]:
+    """Name → first line of the docstring of every command."""
+    found = {}
+    for module in pkgutil.iter_modules(apps.__path__):
+        loaded = importlib.import_module(f"{apps.__name__}.{module.name}")
+        if hasattr(loaded, "main"):
+            found[module.name] = (loaded.__doc__ or "").splitlines()[0]
+    return found
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if not name.startswith("-") and importlib.util.find_spec(f"{apps.__name__}.{name}"):
+        module = importlib.import_module(f"{apps.__name__}.{name}")
+        if hasattr(module, "main"):
+            sys.argv = [f"unseen {name}", *sys.argv[2:]]
+            module.main()
+            return
+    lines = ["Usage: unseen <command> [group=choice] [key=value] …", "", "Commands:"]
+    lines += [f"  {command:<10} {summary}" for command, summary in commands().items()]
+    lines += ["", "`unseen <command> --help` explains the groups and keys of a command."]
+    if name in ("-h", "--help", "help"):
+        print("\n".join(lines))
+        return
+    print("\n".join([f"error: there is no command {name!r}.", "", *lines]), file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

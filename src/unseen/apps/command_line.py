@@ -1,0 +1,246 @@
+"""What every command shares: where the configuration lies, and errors in words before any work begins."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Sweep
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import unseen
+
+
+class UsageError(Exception):
+    """Something the user typed cannot work; the message names the key, the value and the choices."""
+
+
+def config_folder() -> Path:
+    """The folder of YAML groups: inside an installed package, or at the root of a checkout."""
+    package = Path(unseen.__file__).resolve().parent
+    folder = next((path for path in (package / "conf", package.parents[1] / "conf") if path.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"No 'conf' folder beside {package}: the installation is broken; reinstall unseen-dml."
+        )
+    return folder
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Turn a function of a config into a command line: Hydra, with overrides checked first.
+
+    Args:
+        config_name: primary config in the configuration folder.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def job(config: DictConfig) -> Any:
+            with explained():
+                return function(config)
+
+        run = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)
+
+        @functools.wraps(function)
+        def main() -> None:
+            arguments = get_args_parser().parse_args()
+            with explained():
+                if not (arguments.help or arguments.hydra_help):
+                    check_overrides(
+                        arguments.config_name or config_name, arguments.overrides, arguments.config_dir
+                    )
+            run()
+
+        return main
+
+    return decorate
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Show a `UsageError` as one message on standard error and leave with status 2."""
+    try:
+        yield
+    except UsageError as error:
+        _fail(error)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """While objects are built from the config: turn what their constructors refuse into a `UsageError`."""
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__
+        key = getattr(error, "full_key", None) or _key_in(str(error))
+        if not isinstance(cause, ValueError | TypeError | OSError | ImportError):
+            raise
+        raise UsageError(f"{key}: {cause}" if key else str(cause)) from error
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _key_in(message: str) -> str:
+    """Hydra ends its message with a line `full_key: <key>`."""
+    return next(
+        (line.split(": ", 1)[1] for line in message.splitlines() if line.startswith("full_key: ")), ""
+    )
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> None:
+    """Refuse unknown groups, choices and keys, and numbers that are not numbers, before anything is built.
+
+    Args:
+        config_name: primary config.
+        overrides: as typed, `key=value`.
+        config_dir: a user's own groups (`--config-dir`).
+
+    Raises:
+        UsageError: naming the key, the value and the choices.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(str(error)) from error
+    own = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        groups = [override for override in parsed if _is_group(override)]
+        for override in groups:
+            _check_choice(override, own)
+        try:
+            config = compose(config_name, overrides=own + [_plain(override) for override in groups])
+        except HydraException as error:
+            raise UsageError(str(error)) from error
+        for override in parsed:
+            if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
+                _check_key(override, config)
+                _check_type(override, config)
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.split(".")[0] in ("hydra", "hydra/launcher", "hydra/sweeper")
+
+
+def _group_options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+    options = GlobalHydra.instance().config_loader().get_group_options(group, kind)
+    return sorted(option for option in options if not option.startswith("_"))
+
+
+def _is_group(override: Override) -> bool:
+    return bool(_group_options(override.key_or_group)) and not _is_hydras(override)
+
+
+def _first(override: Override) -> Any:
+    """The value, or the first of a sweep `a,b,c`."""
+    value = override.value()
+    if not isinstance(value, Sweep):
+        return value
+    return next(iter(override.sweep_iterator()))
+
+
+def _plain(override: Override) -> str:
+    prefix = {"ADD": "+", "FORCE_ADD": "++", "DEL": "~"}.get(override.type.name, "")
+    if override.type.name == "DEL":
+        return f"{prefix}{override.key_or_group}"
+    value = _first(override)
+    return f"{prefix}{override.key_or_group}={'null' if value is None else value}"
+
+
+def _check_choice(override: Override, own: Sequence[str]) -> None:
+    if override.type.name == "DEL" or own:  # a user's own folder may add choices: Hydra names them itself
+        return
+    choices = _group_options(override.key_or_group)
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    for value in values:
+        if value is None or isinstance(value, list) or str(value) in choices:
+            continue
+        raise UsageError(
+            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)}. "
+            f"Choices for '{override.key_or_group}': {', '.join(choices)}."
+        )
+
+
+def _check_key(override: Override, config: DictConfig) -> None:
+    node: Any = config
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part in node:
+            node = node._get_node(part) if isinstance(node, DictConfig) else None
+            if node is None:
+                return
+            continue
+        parent = ".".join(parts[:depth])
+        if not parent:
+            names = sorted({*map(str, config), *_group_options("", ObjectType.GROUP)} - {"hydra"})
+        else:
+            names = sorted(str(name) for name in node if not str(name).startswith("_"))
+        where = f"'{parent}' has the keys" if parent else "Groups and keys"
+        raise UsageError(
+            f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)}. "
+            f"{where}: {', '.join(names)}. (A new key is added with a plus: +{override.input_line})"
+        )
+
+
+def _check_type(override: Override, config: DictConfig) -> None:
+    default = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
+    value = _first(override)
+    if not isinstance(default, bool | int | float) or value is None or str(value).startswith("${"):
+        return
+    wanted = bool if isinstance(default, bool) else int | float
+    number_for_truth = isinstance(value, bool) != isinstance(default, bool)
+    if not isinstance(value, wanted) or number_for_truth:
+        kind = "true or false" if wanted is bool else "a number"
+        raise UsageError(
+            f"{override.input_line}: '{override.key_or_group}' takes {kind} (default {default}), "
+            f"got {value!r}."
+        )
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def load_config(
+    overrides: Sequence[str] = (), config_name: str = "train", run_folder: str = "runs/notebook"
+) -> DictConfig:
+    """The config that a command line would give, for notebooks and scripts.
+
+    Args:
+        overrides: as typed, `key=value`.
+        config_name: primary config.
+        run_folder: where the run writes.
+
+    Raises:
+        UsageError: naming the key, the value and the choices.
+    """
+    check_overrides(config_name, overrides)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose(
+            config_name,
+            overrides=[*overrides, f"hydra.runtime.output_dir={Path(run_folder).resolve()}"],
+            return_hydra_config=True,
+        )
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config.hydra
+    return config

@@ -1,0 +1,22 @@
+"""Train on seen classes, measure on unseen ones, and write the run's record and pictures."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from unseen.apps.command_line import building, command
+
+
+@command("train")
+def main(config: DictConfig) -> float | None:
+    """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
+    # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from unseen.run import build, execute
+
+    with building():
+        run = build(config)
+    return execute(run).metrics.get("validation", {}).get("map_at_r")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What a trained embedding is worth: on unseen classes, on held-out images of seen ones, and the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from unseen.data.module import DataModule
+from unseen.data.split import matched_rows
+from unseen.learner.embed import EmbeddedImages, embed
+from unseen.learner.metric_learner import MetricLearner
+from unseen.nn.probe import probe_accuracy
+from unseen.retrieval import RetrievalResult
+
+Evaluate = Callable[..., RetrievalResult]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything that the record, the table and the pictures of a run need.
+
+    Args:
+        metrics: split → metric → value. The splits: `unseen` (the protocol's test set); `seen` (held-out
+            images of training classes); `unseen_matched` (unseen images, as many classes and images a class
+            as `seen`, so that both galleries are equally hard); `gap` (`seen` − `unseen_matched`).
+        unseen: the full result on unseen classes.
+        queries: the unseen images that were searched with.
+        gallery: the unseen images that were searched among; the same object when queries are the gallery.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    unseen: RetrievalResult
+    queries: EmbeddedImages
+    gallery: EmbeddedImages
+
+
+def measure(learner: MetricLearner, data: DataModule, evaluate: Evaluate, seed: int) -> Measurement:
+    """Embed test and held-out images once, and evaluate both with the same function.
+
+    Args:
+        learner: trained, on the device to use.
+        data: gives the split and the images.
+        evaluate: `(embeddings, labels, gallery=, gallery_labels=)` → result.
+        seed: of the matched subset.
+    """
+    split = data.split
+    queries = embed(learner, data.loader(split.query), features=True)
+    gallery = queries if split.query_is_gallery else embed(learner, data.loader(split.gallery))
+    if split.query_is_gallery:
+        unseen = evaluate(queries.embeddings, queries.labels)
+    else:
+        unseen = evaluate(
+            queries.embeddings, queries.labels, gallery=gallery.embeddings, gallery_labels=gallery.labels
+        )
+    metrics = {"unseen": dict(unseen.metrics)}
+    metrics["unseen"]["probe_accuracy"] = probe_accuracy(queries.features, queries.labels)
+    if len(split.seen):
+        metrics |= _gap(learner, data, evaluate, queries, seed)
+    return Measurement(metrics, unseen, queries, gallery)
+
+
+def _gap(
+    learner: MetricLearner, data: DataModule, evaluate: Evaluate, unseen: EmbeddedImages, seed: int
+) -> dict[str, dict[str, float]]:
+    seen = embed(learner, data.loader(data.split.seen), features=True)
+    matched = unseen.select(torch.from_numpy(matched_rows(unseen.labels.numpy(), seen.labels.numpy(), seed)))
+    metrics = {}
+    for name, images in (("seen", seen), ("unseen_matched", matched)):
+        metrics[name] = dict(evaluate(images.embeddings, images.labels).metrics)
+        metrics[name]["probe_accuracy"] = probe_accuracy(images.features, images.labels)
+    metrics["gap"] = {
+        name: metrics["seen"][name] - value for name, value in metrics["unseen_matched"].items()
+    }
+    return metrics

@@ -1,0 +1,229 @@
+"""One run, from a config to its record: build and check everything, train, measure, write, draw."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from unseen.data.module import DataModule
+from unseen.draw import draw
+from unseen.experiments.dashboard import finish, log_pictures, log_results
+from unseen.experiments.pictures import training_curves
+from unseen.experiments.record import RunRecord
+from unseen.experiments.table import results_table
+from unseen.learner import MetricLearner
+from unseen.learner.measure import Evaluate, Measurement, measure
+from unseen.learner.throughput import Throughput
+from unseen.nn.embedder import Embedder
+from unseen.retrieval import evaluate
+
+log = logging.getLogger(__name__)
+# Lightning introduces itself at length; what matters is in the progress bar and the table.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# The run's folder already holds the config; the CSV logger fears for old logs in it.
+warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
+
+MONITOR = "validation/map_at_r"
+LOADING_KEYS = ("workers", "evaluation_batch_size")
+
+
+@dataclass
+class Run:
+    """Everything a run needs, built and checked; nothing slow has happened yet.
+
+    Args:
+        config: resolved, as plain data.
+        choices: Hydra group → choice.
+        folder: where the run writes.
+        data: images and their split.
+        learner: embedder, loss and adversary.
+        trainer: with its callbacks and loggers.
+        evaluate: embeddings and labels → retrieval result.
+        seconds: stage → duration, filled while the run goes on.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    folder: Path
+    data: DataModule
+    learner: MetricLearner
+    trainer: Trainer
+    evaluate: Evaluate
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Of initialisation, order, augmentation and pictures."""
+        return int(self.config["seed"])
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note how long a stage takes."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+def build(config: DictConfig) -> Run:
+    """Instantiate every part in the order in which data meets them; each refuses what cannot work.
+
+    Raises:
+        hydra.errors.InstantiationException: a constructor refused; its cause says why, in words.
+        ValueError: parts do not fit each other.
+        OSError: a file or folder is missing.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    folder = Path(config.run_folder)
+    if config.resume_from is not None and not Path(config.resume_from).is_file():
+        raise ValueError(
+            f"resume_from={config.resume_from}: no such file. Give a checkpoint of a run (.ckpt)."
+        )
+    evaluation = functools.partial(evaluate, **OmegaConf.to_container(config.metrics, resolve=True))
+    learner, data = _build_learner(config, evaluation)
+    return Run(
+        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        choices={group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items()},
+        folder=folder,
+        data=data,
+        learner=learner,
+        trainer=_build_trainer(config, data, folder),
+        evaluate=evaluation,
+    )
+
+
+def _build_learner(config: DictConfig, evaluation: Evaluate) -> tuple[MetricLearner, DataModule]:
+    # Cheap parts first: a wrong loss should not wait for images to be listed.
+    loss, adversary = instantiate(config.loss), instantiate(config.adversary)
+    optimization = instantiate(config.optimizer)
+    embedder = Embedder(instantiate(config.backbone), instantiate(config.fusion), **config.embedding)
+    data = DataModule(
+        instantiate(config.data.source),
+        instantiate(config.protocol),
+        instantiate(config.sampler),
+        instantiate(config.transforms),
+        seed=config.seed,
+        **{key: config.data[key] for key in LOADING_KEYS},
+    )
+    learner = MetricLearner(
+        embedder,
+        loss(num_classes=data.num_classes, embedding_size=config.embedding.size),
+        _build_adversary(adversary, embedder, config.embedding.size, data.num_classes),
+        optimization,
+        evaluation,
+        channels_last=config.channels_last,
+    )
+    return learner, data
+
+
+def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_classes: int) -> Any:
+    if make is None:
+        return None
+    sizes = {"fused": embedder.fusion.out_features, "embedding": embedding_size}
+    return make(in_features=sizes[make.keywords["on"]], num_classes=num_classes)
+
+
+def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Trainer:
+    validates = len(data.split.validation) > 0
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="{epoch:03d}",
+        monitor=MONITOR if validates else None,
+        mode="max",
+        save_last=True,
+        auto_insert_metric_name=False,
+    )
+    callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    loggers = list(instantiate(config.logger).values())
+    limits = {} if validates else {"limit_val_batches": 0}
+    return instantiate(
+        config.trainer, callbacks=[*callbacks, checkpoint], logger=loggers, _convert_="all", **limits
+    )
+
+
+def execute(run: Run) -> RunRecord:
+    """Train, measure the test classes once, write the record, draw; loggers are closed whatever happens."""
+    status = "failed"
+    try:
+        run.data.manifest.save(run.folder / "manifest.csv")
+        for logger in run.trainer.loggers:
+            logger.log_hyperparams({**run.config, "choices": run.choices})
+        with run.timed("train"):
+            run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.config["resume_from"])
+        _restore_chosen(run)
+        with run.timed("measure"):
+            measured = measure(run.learner, run.data, run.evaluate, run.seed)
+        record = _record(run, measured)
+        record.save(run.folder / "record.json")
+        _show(run, record, measured)
+        status = "success"
+    finally:
+        finish(run.trainer.loggers, status)
+    return record
+
+
+def _restore_chosen(run: Run) -> None:
+    """The weights of the epoch that the validation classes chose; without them, the last."""
+    checkpoint = run.trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    if checkpoint.monitor and checkpoint.best_model_path:
+        state = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        run.learner.load_state_dict(state)
+        log.info("Measuring the weights of %s.", checkpoint.best_model_path)
+
+
+def _record(run: Run, measured: Measurement) -> RunRecord:
+    throughput = next((c for c in run.trainer.callbacks if isinstance(c, Throughput)), Throughput())
+    metrics = dict(measured.metrics)
+    validation = {
+        name.removeprefix("validation/"): float(value)
+        for name, value in run.trainer.callback_metrics.items()
+        if name.startswith("validation/")
+    }
+    return RunRecord(
+        choices=run.choices,
+        seed=run.seed,
+        config=run.config,
+        split=run.data.split.fingerprint,
+        manifest=run.data.manifest.content_hash,
+        metrics=metrics | ({"validation": validation} if validation else {}),
+        seconds=dict(run.seconds),
+        images_per_second=throughput.images_per_second,
+    )
+
+
+def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
+    """The table on the terminal; results and pictures to the loggers."""
+    results = {
+        f"{split}/{name}": value for split, values in record.metrics.items() for name, value in values.items()
+    }
+    log_results(run.trainer.loggers, results, run.trainer.global_step)
+    if run.config["pictures"]:
+        for logger in run.trainer.loggers:
+            logger.save()
+        drawn = draw(run.folder / "pictures", run.learner, run.data, measured, run.seed)
+        drawn["curves"] = training_curves(run.folder / "pictures" / "curves.png", run.folder / "metrics.csv")
+        log_pictures(run.trainer.loggers, drawn)
+    console = Console()
+    title = f"{run.choices['data']} · {run.choices['loss']} · {run.choices['ablation']} · seed {run.seed}"
+    console.print(results_table(record.metrics, title=title))
+    console.print(
+        f"Trained {record.seconds['train']:.0f} s at {record.images_per_second:.0f} images/s, "
+        f"measured {record.seconds['measure']:.0f} s. Everything is in {run.folder}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,65 @@
+"""What a user types wrong is answered in words, before any work: the key, the value, the choices."""
+
+import pytest
+
+from unseen.apps.command_line import UsageError, check_overrides, load_config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss=tripplet", ["loss=tripplet", "did you mean 'triplet'", "proxy_anchor"]),
+        ("ablation=everything", ["ablation=everything", "baseline, cann, full, gdfl"]),
+        ("los=triplet", ["los=triplet", "no key 'los'", "did you mean 'loss'", "backbone"]),
+        ("trainer.max_epoch=3", ["'trainer.max_epoch'", "did you mean 'max_epochs'", "precision"]),
+        ("trainer.max_epochs=three", ["trainer.max_epochs=three", "a number", "'three'"]),
+        ("embedding.normalize=3", ["embedding.normalize=3", "true or false"]),
+        ("seed=[", ["seed=["]),
+        ("loss=triplet,tripplet", ["loss=tripplet"]),
+    ],
+)
+def test_wrong_overrides_are_refused_in_words(override, words):
+    with pytest.raises(UsageError) as error:
+        check_overrides("train", [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loss=triplet",
+        "loss=triplet,norm_softmax",
+        "trainer.max_epochs=1,2",
+        "+trainer.accumulate_grad_batches=2",
+        "++seed=4",
+        "optimizer.learning_rates.head=1e-2",
+        "trainer.gradient_clip_val=null",
+        "hydra.run.dir=/tmp/x",
+        "~callbacks.audit",
+    ],
+)
+def test_right_overrides_pass(override):
+    check_overrides("train", [override])
+
+
+def test_the_sampler_follows_the_loss_unless_it_is_named():
+    assert "classes_per_batch" in load_config(["loss=triplet"]).sampler
+    assert "batch_size" in load_config(["loss=proxy_anchor"]).sampler
+    assert "classes_per_batch" in load_config(["loss=proxy_anchor", "sampler=class_balanced"]).sampler
+
+
+@pytest.mark.parametrize(
+    ("ablation", "fusion", "adversary"),
+    [
+        ("baseline", "last", "none"),
+        ("gdfl", "attention", "none"),
+        ("cann", "last", "grl"),
+        ("full", "attention", "grl"),
+    ],
+)
+def test_ablations_choose_fusion_and_adversary(ablation, fusion, adversary):
+    named = load_config([f"fusion={fusion}", f"adversary={adversary}"])
+    chosen = load_config([f"ablation={ablation}"])
+    assert chosen.fusion == named.fusion
+    assert chosen.adversary == named.adversary
