@@ -76,6 +76,15 @@ def test_finds_nested_and_odd_names_and_ignores_what_is_no_image(tree: Tree) -> 
     assert read_folder(root).paths == ("b/deep/0.png", "b/deep/1.png", "with space/Ünï 1.PNG")
 
 
+def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> None:
+    root = tree({"a": 2})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / "a" / "1.png").rename(elsewhere / "1.png")
+    (root / "b").symlink_to(elsewhere, target_is_directory=True)
+    assert read_folder(root).paths == ("a/0.png", "b/1.png")
+
+
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [

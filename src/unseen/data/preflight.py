@@ -287,12 +287,11 @@ def near_duplicates(
         distance: most bits in which the hashes of a pair differ.
         difference: most by which the copies of a pair differ.
     """
-    flat = thumbnails.reshape(len(thumbnails), int(np.prod(thumbnails.shape[1:]))).astype(np.float32)
-    contrast = np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1)
     pairs = [np.zeros((2, 0), dtype=np.int64)]
     for first, second in _close_pairs(hashes, distance):
-        weaker = np.minimum(contrast[first], contrast[second])
-        close = np.linalg.norm(flat[first] - flat[second], axis=1) <= difference * weaker
+        copies = [thumbnails[side].reshape(len(side), -1).astype(np.float32) for side in (first, second)]
+        contrasts = [np.linalg.norm(copy - copy.mean(axis=1, keepdims=True), axis=1) for copy in copies]
+        close = np.linalg.norm(copies[0] - copies[1], axis=1) <= difference * np.minimum(*contrasts)
         pairs.append(np.stack([first[close], second[close]]))
     first, second = np.concatenate(pairs, axis=1)
     links = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))

@@ -237,7 +237,7 @@ def require_images(root: Path, paths: Iterable[str]) -> None:
         ManifestError: some are not; names the first and counts them.
     """
     listed = list(paths)
-    missing = [path for path in listed if not (root / path).is_file()]
+    missing = [path for path in listed if not os.path.isfile(os.path.join(root, path))]
     if missing:
         raise ManifestError(
             f"{len(missing):,} of {len(listed):,} listed images are missing under '{root}', "
