@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -94,10 +94,10 @@ def build(config: DictConfig) -> Run:
         raise ValueError(
             f"resume_from={config.resume_from}: no such file. Give a checkpoint of a run (.ckpt)."
         )
-    evaluation = functools.partial(evaluate, **OmegaConf.to_container(config.metrics, resolve=True))
+    evaluation = functools.partial(evaluate, **_plain(config.metrics))
     learner, data = _build_learner(config, evaluation)
     return Run(
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        config=_plain(config),
         choices={group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items()},
         folder=folder,
         data=data,
@@ -105,6 +105,12 @@ def build(config: DictConfig) -> Run:
         trainer=_build_trainer(config, data, folder),
         evaluate=evaluation,
     )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def _build_learner(config: DictConfig, evaluation: Evaluate) -> tuple[MetricLearner, DataModule]:
@@ -188,7 +194,8 @@ def _restore_chosen(run: Run) -> None:
 
 
 def _record(run: Run, measured: Measurement) -> RunRecord:
-    throughput = next((c for c in run.trainer.callbacks if isinstance(c, Throughput)), Throughput())
+    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
     metrics = dict(measured.metrics)
     validation = {
         name.removeprefix("validation/"): float(value)

@@ -37,10 +37,11 @@ def test_wrong_overrides_are_refused_in_words(override, words):
         "trainer.gradient_clip_val=null",
         "hydra.run.dir=/tmp/x",
         "~callbacks.audit",
+        "data.split=fraction",
     ],
 )
 def test_right_overrides_pass(override):
-    check_overrides("train", [override])
+    check_overrides("train", [override, "data=folder", "data.root=/images"])
 
 
 def test_the_sampler_follows_the_loss_unless_it_is_named():

@@ -117,10 +117,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
     Raises:
         UsageError: naming the key, the value and the choices.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(str(error)) from error
+    parsed = [_parse(override) for override in overrides]
     own = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
@@ -134,6 +131,16 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
             if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
                 _check_key(override, config)
                 _check_type(override, config)
+
+
+def _parse(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{override}: cannot be read ({reason}). Wanted key=value or group=choice."
+        ) from error
 
 
 def _is_hydras(override: Override) -> bool:
@@ -183,10 +190,11 @@ def _check_key(override: Override, config: DictConfig) -> None:
     node: Any = config
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(node, DictConfig) or part in node:
-            node = node._get_node(part) if isinstance(node, DictConfig) else None
-            if node is None:
-                return
+        if not isinstance(node, DictConfig):
+            return
+        # Not `part in node`: that is false for a mandatory key without a value.
+        if part in node.keys():  # noqa: SIM118
+            node = node._get_node(part)
             continue
         parent = ".".join(parts[:depth])
         if not parent:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unseen.files import replacing
 
 ROLES = ("train", "query", "gallery", "test")
 """`train` is seen; `test` is query and gallery at once; `query` and `gallery` are for official pairs."""
@@ -146,19 +146,14 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write a readable CSV, atomically. Its first line holds the root and the content hash."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(f"# unseen manifest; sha256={self.content_hash}; root={self.root}\n")
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(COLUMNS)
-                writer.writerows(self._rows())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            file.write(f"# unseen manifest; sha256={self.content_hash}; root={self.root}\n")
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(self._rows())
 
     @staticmethod
     def load(path: Path, root: Path | None = None) -> Manifest:

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 import unseen
-from unseen.experiments.files import replacing
+from unseen.files import replacing
 
 SCHEMA = 1
 """Raised when a field changes its meaning or goes away; a new field alone does not raise it."""

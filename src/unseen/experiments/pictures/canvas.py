@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from unseen.experiments.files import replacing
+from unseen.files import replacing
 
 Image = NDArray[np.uint8]
 """`(H, W, 3)` uint8, RGB."""

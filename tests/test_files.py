@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from unseen.experiments.files import replacing
+from unseen.files import replacing
 
 
 def test_it_appears_whole_in_a_new_folder(tmp_path):
