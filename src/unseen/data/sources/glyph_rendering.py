@@ -80,7 +80,7 @@ def _pen(ink: NDArray[np.float64], uniform: _Uniform, jitter: float) -> NDArray[
 
 
 def _blur(ink: NDArray[np.float64]) -> NDArray[np.float64]:
-    padded = np.pad(ink, ((1, 1), (0, 0)), mode="edge")
+    padded = np.concatenate([ink[:1], ink, ink[-1:]])
     return (padded[:-2] + 2 * ink + padded[2:]) / 4
 
 
