@@ -78,7 +78,7 @@ def build_cub(tree: Path, archives: Path) -> None:
         write_image(base / "images" / path, seed=image, mode="L" if image == 3 else "RGB")
         images.append(f"{image + 1} {path}")
         labels.append(f"{image + 1} {label + 1}")
-        boxes.append(f"{image + 1} 2.0 1.5 10.0 12.5")
+        boxes.append(f"{image + 1} 2.5 1.5 10.2 12.5")
     classes = [f"{label + 1} {name}" for label, name in enumerate(names)]
     tables = {"images": images, "image_class_labels": labels, "bounding_boxes": boxes, "classes": classes}
     for name, lines in tables.items():
@@ -123,15 +123,15 @@ def build_cars(tree: Path, archives: Path) -> None:
 
 
 def build_sop(tree: Path, archives: Path) -> None:
-    """Six products of two kinds; a head line, ids from 1, upper-case suffixes, one grey image."""
+    """Six products of two kinds; a head line, upper-case suffixes, one grey image."""
     base = tree / "Stanford_Online_Products"
     lines: dict[str, list[str]] = {"train": [], "test": []}
     for image in range(6 * IMAGES):
-        product = image // IMAGES + 1
+        product = image // IMAGES + 8
         kind = ("bicycle", "chair")[product % 2]
         path = f"{kind}_final/1110851228{product:02d}_{image}.JPG"
         write_image(base / path, seed=image, mode="L" if image == 0 else "RGB")
-        side = "train" if product <= 3 else "test"
+        side = "train" if product <= 10 else "test"
         lines[side].append(f"{image + 1} {product} {product % 2 + 1} {path}")
     for side, rows in lines.items():
         (base / f"Ebay_{side}.txt").write_text(

@@ -217,6 +217,13 @@ def test_an_unknown_allowance_is_refused_before_anything_is_decoded(pictures: Pa
         look(pictures, allow=["leak"], progress=lambda done: pytest.fail("decoded"))
 
 
+@pytest.mark.parametrize(("bits", "found"), [(3, [(0, 1)]), (4, [])])
+def test_the_distance_is_the_most_that_is_allowed(bits: int, found: list[tuple[int, int]]) -> None:
+    hashes = np.array([0, (1 << bits) - 1], dtype=np.uint64)
+    thumbnails = np.tile(np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3), (2, 1, 1, 1))
+    assert near_duplicates(hashes, thumbnails, 3, 0.1) == found
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 40), distance=st.integers(0, 12))
 def test_near_duplicates_are_the_components_that_a_double_loop_finds(

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unseen.apps.command_line import config_folder
-from unseen.data.archive import ArchiveError
+from unseen.data.archive import ArchiveError, is_archive
 from unseen.data.download import DownloadError, RemoteFile
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.prepare import prepare
@@ -99,6 +99,8 @@ def test_downloads_unpacks_and_reads_and_then_does_nothing(
     files = remote_files(config, archives, url)
     first = run(config, files)
     assert sorted(asked) == sorted(f"/{file.name}" for file in files)
+    for file in filter(lambda file: is_archive(file.name), files):
+        (tmp_path / "with space" / name / file.name).unlink()
     assert run(config, files).content_hash == first.content_hash
     assert len(asked) == len(files)
 
