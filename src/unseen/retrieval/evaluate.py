@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from unseen.retrieval import metrics as measure
+from unseen.retrieval.clustering import cluster_agreement
+from unseen.retrieval.distributed import first_of_each, gather
+from unseen.retrieval.problem import pose
+from unseen.retrieval.ranking import full_ranking
+from unseen.retrieval.rounding import Precision
 from unseen.retrieval.search import GIB, Neighbours, search
-from unseen.retrieval.similarity import Similarity, as_labels, as_vectors
+from unseen.retrieval.similarity import Similarity, as_labels, as_vectors, full_precision
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class RetrievalResult:
         classes: `(C,)` int64, ascending: the labels that occur among queries.
         per_class: metric name → `(C,)` float64, mean over the queries of that class that count, NaN for none.
         neighbours: the `k` nearest of each query, as many as the metrics needed.
+        ids: `(N,)` int64, of the queries: as given, gathered and sorted if distributed, or the row.
+        labels: `(N,)` int64, of the queries, likewise.
         hits: `(N, k)` bool, which neighbours share the query's label.
         relevant: `(N,)` int64, how many relevant items the gallery holds for each query, itself excluded.
     """
@@ -33,6 +40,8 @@ class RetrievalResult:
     classes: Tensor
     per_class: dict[str, Tensor]
     neighbours: Neighbours
+    ids: Tensor
+    labels: Tensor
     hits: Tensor
     relevant: Tensor
 
@@ -51,8 +60,14 @@ def evaluate(
     knn_accuracy_at: Sequence[int] = (3,),
     map_at_r: bool = True,
     r_precision: bool = True,
+    mean_average_precision: bool = False,
+    mrr: bool = False,
+    nmi: bool = False,
+    ami: bool = False,
     without_relevant: Literal["skip", "zero"] = "skip",
     memory_budget: int = GIB,
+    precision: Precision | Literal["auto"] = "auto",
+    distributed: bool = False,
 ) -> RetrievalResult:
     """Retrieval metrics of `N` queries against a gallery, or against each other.
 
@@ -69,25 +84,29 @@ def evaluate(
         knn_accuracy_at: each K gives `knn_accuracy_K`.
         map_at_r: give `map_at_r`.
         r_precision: give `r_precision`.
+        mean_average_precision: give `mean_average_precision`, over the whole ranking (slow).
+        mrr: give `mrr`, the mean reciprocal rank of the first relevant item, over the whole ranking (slow).
+        nmi: give `nmi`, from k-means on the queries (slow, needs scikit-learn).
+        ami: give `ami`, likewise.
         without_relevant: a query whose label no other gallery item has cannot be answered: `skip` leaves it
             out of every mean (as Musgrave et al. 2020), `zero` counts it as a miss.
         memory_budget: bytes for blocks and candidates, beyond inputs and results.
+        precision: of the fast pass on a CPU; decides speed, never results. See `search`.
+        distributed: each rank of torch.distributed passes its own part of queries (and gallery) and gets the
+            result of all, the same for any number of ranks. Rows that a sampler repeated count once if `ids`
+            (and `gallery_ids`) are given; without, ids number the parts one after another.
 
     Raises:
         ValueError: malformed input, NaN or infinite embeddings (with their ids), no query to answer.
     """
-    raw = as_vectors(embeddings, "embeddings", None if ids is None else torch.as_tensor(ids))
-    labels = as_labels(labels, len(raw), "labels").to(raw.device)
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels belong together; got only one of them.")
-    known = (
-        labels
-        if gallery is None
-        else as_labels(gallery_labels, len(gallery), "gallery_labels").to(raw.device)
-    )
-    relevant = _count_relevant(
-        labels, known, _own_in_gallery(len(raw), gallery, ids, gallery_ids).to(raw.device)
-    )
+    raw, labels, ids = _collect(embeddings, labels, ids, "", distributed)
+    known = labels
+    if gallery is not None:
+        gallery, known, gallery_ids = _collect(gallery, gallery_labels, gallery_ids, "gallery_", distributed)
+    own = _own_in_gallery(len(raw), gallery, ids, gallery_ids)
+    relevant = _count_relevant(labels, known, own.to(raw.device))
     if not relevant.any():
         raise ValueError(
             f"None of the {len(raw)} queries has a gallery item of its label: nothing can be retrieved. "
@@ -102,6 +121,8 @@ def evaluate(
         ids=ids,
         gallery_ids=gallery_ids,
         memory_budget=memory_budget,
+        precision=precision,
+        distributed=distributed,
     )
     found = neighbours.positions >= 0
     neighbour_labels = known[neighbours.positions.clamp(min=0)]
@@ -117,19 +138,49 @@ def evaluate(
         values["map_at_r"] = measure.map_at_r(hits, relevant)
     if r_precision:
         values["r_precision"] = measure.r_precision(hits, relevant)
+    if mean_average_precision or mrr:
+        problem = pose(raw, gallery, similarity, ids, gallery_ids)
+        rows = problem.order if problem.symmetric else torch.arange(len(raw), device=raw.device)
+        with full_precision(raw.device):
+            whole = full_ranking(problem, labels[rows], known[problem.order], memory_budget)
+        average, reciprocal = (torch.empty_like(value).index_copy_(0, rows, value) for value in whole)
+        values |= {"mean_average_precision": average} if mean_average_precision else {}
+        values |= {"mrr": reciprocal} if mrr else {}
+    clusters = cluster_agreement(raw, labels, similarity) if nmi or ami else {}
 
     lone = torch.nan if without_relevant == "skip" else 0.0
     per_query = {name: value.masked_fill(relevant == 0, lone) for name, value in values.items()}
     classes, member = labels.unique(return_inverse=True)
     return RetrievalResult(
-        metrics={name: value.nanmean().item() for name, value in per_query.items()},
+        metrics={name: value.nanmean().item() for name, value in per_query.items()}
+        | {name: clusters[name] for name, asked in (("nmi", nmi), ("ami", ami)) if asked},
         per_query=per_query,
         classes=classes,
         per_class={name: _class_means(value, member, len(classes)) for name, value in per_query.items()},
         neighbours=neighbours,
+        ids=torch.arange(len(raw), device=raw.device) if ids is None else ids.to(torch.int64),
+        labels=labels,
         hits=hits,
         relevant=relevant,
     )
+
+
+def _collect(
+    vectors: Any, labels: Any, ids: Any, prefix: str, distributed: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Checked vectors, labels and ids on one device; of all ranks, each id once, if distributed."""
+    numbers = None if ids is None else torch.as_tensor(ids)
+    raw = as_vectors(vectors, "gallery" if prefix else "embeddings", numbers)
+    labels = as_labels(labels, len(raw), f"{prefix}labels").to(raw.device)
+    numbers = None if numbers is None else numbers.to(raw.device)
+    if not distributed:
+        return raw, labels, numbers
+    raw, labels = gather(raw), gather(labels)
+    if numbers is None:
+        return raw, labels, None
+    numbers = gather(numbers)
+    rows = first_of_each(numbers)
+    return raw[rows], labels[rows], numbers[rows]
 
 
 def _own_in_gallery(count: int, gallery: Any, ids: Any, gallery_ids: Any) -> Tensor:

@@ -1,0 +1,72 @@
+"""Which precision the sweep should use: the speed of products here against the candidates that these
+vectors leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from unseen.retrieval.problem import Problem
+from unseen.retrieval.rounding import Precision, error, like_with_like, round_to, seconds_per_product
+from unseen.retrieval.similarity import Vectors
+from unseen.retrieval.sweep import plan_sweep
+
+SMALL = 2**32  # multiplications below which choosing costs more than it saves
+QUERIES, ITEMS = 48, 2048  # sample sizes
+CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
+ELEMENT_SECONDS = 8e-10  # per element of a candidate compared in float64
+
+
+def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
+    """The precision of least predicted time; float32 for small problems and where everything is a
+    near-tie."""
+    count, width = problem.gallery.raw.shape
+    products = len(problem.queries) * count * width / (2 if problem.symmetric else 1)
+    if products < SMALL:
+        return "float32"
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(problem.queries), (QUERIES,), generator=generator)
+    items = _only(problem.gallery, torch.randint(count, (ITEMS,), generator=generator))
+    queries = _only(problem.queries, rows)
+    gaps = _gaps(problem, queries, rows, k)
+
+    def seconds(precision: Precision) -> float:
+        speed = seconds_per_product(precision)
+        if math.isinf(speed):
+            return speed
+        plan = plan_sweep(problem, k, memory_budget, precision)
+        rounded = round_to(items, like_with_like(items, precision), QUERIES, precision)
+        asked = round_to(queries, torch.arange(QUERIES), QUERIES, precision)
+        margin = error(asked, slice(None), rounded, rounded.coarseness.mean())
+        held = (gaps <= 2 * margin[:, None]).sum(dim=1).double().mean().item()
+        if held > plan.capacity / 2:
+            return float("inf")
+        meetings = 1 + math.log(max(1.0, count / plan.side))  # the k best so far change about as often
+        each = held * (meetings * CANDIDATE_SECONDS + width * ELEMENT_SECONDS)
+        return products * speed + len(problem.queries) * each
+
+    return min(get_args(Precision), key=seconds)
+
+
+def _only(vectors: Vectors, positions: Tensor) -> Vectors:
+    return replace(vectors, raw=vectors.raw[positions], factor=vectors.factor[positions])
+
+
+def _gaps(problem: Problem, queries: Vectors, rows: Tensor, k: int) -> Tensor:
+    """How far each item's score lies below the query's k-th, `(n, G)` (negative for the nearer ones)."""
+    gallery = problem.gallery
+    scaled = queries.scaled(0, len(queries)).float()
+    blocks = []
+    for start in range(0, len(gallery), 8192):
+        items = gallery.scaled(start, min(start + 8192, len(gallery))).float()
+        block = scaled @ items.T
+        blocks.append(block - items.square().sum(dim=1) / 2 if gallery.similarity == "euclidean" else block)
+    scores = torch.cat(blocks, dim=1).double()
+    own = problem.own[rows]
+    here = (own >= 0).nonzero().squeeze(1)
+    scores[here, own[here]] = -torch.inf
+    return scores.topk(k, dim=1).values[:, -1:] - scores

@@ -1,0 +1,84 @@
+"""`evaluate` as a torchmetrics.Metric: fed batch by batch, on any number of ranks. Needs torchmetrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from unseen.retrieval.distributed import first_of_each
+from unseen.retrieval.evaluate import RetrievalResult, evaluate
+
+
+class RetrievalMetric(Metric):
+    """Accumulate embeddings, then evaluate them all at once.
+
+    Rows that a distributed sampler repeated count once: every row has an id.
+
+    Args:
+        arguments: keyword arguments of `evaluate`; those that concern inputs come from `update`.
+
+    Example:
+        >>> metric = RetrievalMetric(recall_at=(1,))
+        >>> metric.update(torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> metric.update(torch.eye(2), torch.tensor([0, 1]), torch.tensor([2, 3]))
+        >>> metric.compute()["recall_at_1"]
+        tensor(1., dtype=torch.float64)
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.arguments = arguments
+        for role in ("query", "gallery"):
+            for name in ("embeddings", "labels", "ids"):
+                self.add_state(f"{role}_{name}", default=[], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, labels: Tensor, ids: Tensor, gallery: bool = False) -> None:
+        """Take a batch.
+
+        Args:
+            embeddings: `(B, d)`.
+            labels: `(B,)` integers.
+            ids: `(B,)` integers, each row's own; a repeated id is the same row.
+            gallery: the batch belongs to a separate gallery. Without any such batch, queries are the gallery.
+        """
+        role = "gallery" if gallery else "query"
+        getattr(self, f"{role}_embeddings").append(embeddings.detach().float())
+        getattr(self, f"{role}_labels").append(labels.to(torch.int64))
+        getattr(self, f"{role}_ids").append(ids.to(torch.int64))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics' means."""
+        return {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in self.result().metrics.items()
+        }
+
+    def result(self) -> RetrievalResult:
+        """Everything `evaluate` returns, of what this process holds (inside `compute`: of all ranks)."""
+        embeddings, labels, ids = self._rows("query")
+        if isinstance(self.gallery_ids, list) and not self.gallery_ids:
+            return evaluate(embeddings, labels, ids=ids, **self.arguments)
+        gallery, gallery_labels, gallery_ids = self._rows("gallery")
+        return evaluate(
+            embeddings,
+            labels,
+            ids=ids,
+            gallery=gallery,
+            gallery_labels=gallery_labels,
+            gallery_ids=gallery_ids,
+            **self.arguments,
+        )
+
+    def _rows(self, role: str) -> tuple[Tensor, Tensor, Tensor]:
+        embeddings, labels, ids = (
+            dim_zero_cat(getattr(self, f"{role}_{name}")) for name in ("embeddings", "labels", "ids")
+        )
+        rows = first_of_each(ids)
+        return embeddings[rows], labels[rows], ids[rows]

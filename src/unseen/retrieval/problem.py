@@ -1,0 +1,93 @@
+"""Queries and gallery, checked and put in the order of their ids: everything wrong is found before long
+work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unseen.retrieval.similarity import Similarity, Vectors, as_vectors, norms_of, prepare
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Queries, and a gallery ordered by id, so that a lower position is a lower id.
+
+    Args:
+        queries: `N` vectors; the same object as `gallery` when queries are the gallery.
+        gallery: `G` vectors.
+        own: `(N,)` int64 position of the query itself in the gallery, -1 if it is not there.
+        ids: `(G,)` int64, ascending.
+        order: `(G,)` int64 rows of the gallery as given, in the order of their ids.
+    """
+
+    queries: Vectors
+    gallery: Vectors
+    own: Tensor
+    ids: Tensor
+    order: Tensor
+
+    @property
+    def symmetric(self) -> bool:
+        return self.queries is self.gallery
+
+
+def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any) -> Problem:
+    """Check and prepare: everything that can be wrong is found here, before any long work."""
+    queries_ids = _as_ids(ids, "ids")
+    raw = as_vectors(embeddings, "embeddings", queries_ids)
+    if gallery is None:
+        if gallery_ids is not None:
+            raise ValueError("gallery_ids were given without a gallery; pass ids instead.")
+        sorted_ids, order = _ordered(queries_ids, len(raw), "ids", raw.device)
+        queries = prepare(raw if queries_ids is None else raw[order], similarity)
+        return Problem(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
+    known_ids = _as_ids(gallery_ids, "gallery_ids")
+    raw_gallery = as_vectors(gallery, "gallery", known_ids)
+    if raw_gallery.shape[1] != raw.shape[1] or raw_gallery.device != raw.device:
+        raise ValueError(
+            f"embeddings and gallery must agree in width and device; got {raw.shape[1]} on {raw.device} "
+            f"and {raw_gallery.shape[1]} on {raw_gallery.device}."
+        )
+    sorted_ids, order = _ordered(known_ids, len(raw_gallery), "gallery_ids", raw.device)
+    raw_gallery = raw_gallery if known_ids is None else raw_gallery[order]
+    largest = max(float(norms_of(raw).max()), float(norms_of(raw_gallery).max()))
+    own = torch.full((len(raw),), -1, dtype=torch.int64, device=raw.device)
+    if queries_ids is not None and known_ids is not None:
+        wanted, _ = _ordered(queries_ids, len(raw), "ids", raw.device, keep_order=True)
+        place = torch.searchsorted(sorted_ids, wanted).clamp(max=len(sorted_ids) - 1)
+        own = torch.where(sorted_ids[place] == wanted, place, own)
+    return Problem(
+        prepare(raw, similarity, largest), prepare(raw_gallery, similarity, largest), own, sorted_ids, order
+    )
+
+
+def _as_ids(ids: Any, name: str) -> Tensor | None:
+    if ids is None:
+        return None
+    tensor = torch.as_tensor(ids)
+    if tensor.ndim != 1 or tensor.is_floating_point():
+        raise ValueError(f"{name} must be one integer per vector; got {tensor.dtype} {tuple(tensor.shape)}.")
+    return tensor.to(torch.int64)
+
+
+def _ordered(
+    ids: Tensor | None, count: int, name: str, device: torch.device, keep_order: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ids in ascending order (or as given) and the rows that hold them."""
+    rows = torch.arange(count, device=device)
+    if ids is None:
+        return rows, rows
+    if len(ids) != count:
+        raise ValueError(f"{name} must hold {count} integers, one per vector; got {len(ids)}.")
+    ids = ids.to(device)
+    sorted_ids, order = ids.sort()
+    repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+    if len(repeated):
+        raise ValueError(
+            f"{name} must be distinct; {repeated[0].item()} is given more than once. Drop the copies."
+        )
+    return (ids, rows) if keep_order else (sorted_ids, order)

@@ -1,0 +1,148 @@
+"""Vectors rounded to few bits, how far that can move a product, and which rounding pays on this machine.
+
+With q̂, ĝ the rounded vectors: `|q·g - q̂·ĝ| = |(q-q̂)·ĝ + q·(g-ĝ)| <= ‖q-q̂‖‖ĝ‖ + ‖q‖‖g-ĝ‖`
+(Cauchy–Schwarz).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unseen.retrieval.similarity import Vectors, norms_of
+
+Precision = Literal["float32", "bfloat16", "int8"]
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
+PRODUCT_DTYPES: dict[Precision, torch.dtype] = DTYPES | {"int8": torch.int32}
+# Relative rounding of a product as it is written (bfloat16 keeps 8 bits) and of each of its d additions, with
+# a factor of two to spare. Integers add exactly; they become float32 later.
+WRITTEN: dict[Precision, float] = {"float32": 2.0**-22, "bfloat16": 2.0**-7, "int8": 2.0**-22}
+ADDED: dict[Precision, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "int8": 0.0}
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """`N` scaled vectors in low precision, in panels of `side` rows, the last one padded with zero rows.
+
+    Args:
+        precision: of `values`.
+        order: `(N,)` positions of the vectors, in the order of the rows.
+        values: `(P, d)`, P a multiple of `side`; times their panel's unit they are close to the scaled
+            vectors.
+        unit: `(P / side,)` float64, the step of one integer; 1 for floats.
+        coarseness: `(P / side,)` float64, the largest residual of each panel.
+        norm: `(N,)` float64, of the scaled vectors, not rounded.
+        residual: `(N,)` float64, ‖scaled - rounded‖.
+        half: `(N,)` float32, half the squared norm for Euclidean, else 0: `score(q, g) = q·g - half(g)`.
+    """
+
+    precision: Precision
+    order: Tensor
+    values: Tensor
+    unit: Tensor
+    coarseness: Tensor
+    norm: Tensor
+    residual: Tensor
+    half: Tensor
+
+
+def round_to(vectors: Vectors, order: Tensor, side: int, precision: Precision) -> Rounded:
+    """Vectors `order` (`(N,)` positions) in `precision`, in that order."""
+    panels, width = -(-len(order) // side), vectors.raw.shape[1]
+    values = torch.zeros((panels * side, width), dtype=DTYPES[precision])
+    units, norms, residuals = [], [], []
+    for start in range(0, len(order), side):
+        chosen = order[start : start + side]
+        scaled = vectors.raw[chosen].double() * vectors.factor[chosen, None]
+        unit = max(float(scaled.abs().max()) / 127, 2.0**-140) if precision == "int8" else 1.0
+        steps = (scaled / unit).round() if precision == "int8" else scaled
+        block = steps.to(DTYPES[precision])
+        values[start : start + len(chosen)] = block
+        units.append(unit)
+        norms.append(scaled.norm(dim=1))
+        residuals.append((scaled - block.double() * unit).norm(dim=1))
+    norm = torch.cat(norms)
+    half = (norm.square() / 2 if vectors.similarity == "euclidean" else torch.zeros_like(norm)).float()
+    return Rounded(
+        precision=precision,
+        order=order,
+        values=values,
+        unit=torch.tensor(units, dtype=torch.float64),
+        coarseness=torch.stack([residual.max() for residual in residuals]),
+        norm=norm,
+        residual=torch.cat(residuals),
+        half=half,
+    )
+
+
+def like_with_like(vectors: Vectors, precision: Precision) -> Tensor:
+    """`(N,)` positions in an order that makes panels uniform where it matters, and random otherwise.
+
+    The greatest element of a panel sets the unit of its integers, the range of its norms the error bound of
+    Euclidean scores: ordered by these, most panels are better than the worst.
+    """
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
+    if vectors.similarity == "euclidean":
+        return order[(norms_of(vectors.raw) * vectors.factor)[order].argsort(stable=True)]
+    if precision == "int8":
+        greatest = vectors.raw.abs().amax(dim=1).double() * vectors.factor
+        return order[greatest[order].argsort(stable=True)]
+    return order
+
+
+def error(queries: Rounded, rows: slice, gallery: Rounded, coarseness: Tensor) -> Tensor:
+    """How far a score may lie from the true one before it is written, `(n,)` float64 for query rows `rows`.
+
+    Rounding of the operands; of the `d` additions (Higham 2002, section 3.1: `d u ‖q̂‖‖ĝ‖` for any order); of
+    `half` and of a written product, for Euclidean; and of the final similarity to float32.
+
+    Args:
+        coarseness: the largest residual among the gallery vectors concerned.
+    """
+    norm, residual, largest = queries.norm[rows], queries.residual[rows], gallery.norm.max()
+    operands = residual * (largest + coarseness) + norm * coarseness
+    reach = (norm + residual) * (largest + coarseness)
+    width = queries.values.shape[1]
+    additions = reach * (width + 4) * ADDED[queries.precision]
+    written = reach * WRITTEN[queries.precision] if bool(gallery.half.any()) else 0.0
+    return operands + additions + written + (norm + largest).square() * 2.0**-21 + width * 2.0**-120
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """`left @ right.T` into `out`: `(m, d)`, `(n, d)` → `(m, n)`; int8 gives exact int32 sums."""
+    if left.dtype == torch.int8:
+        return torch._int_mm(left, right.T, out=out)
+    return torch.mm(left, right.T, out=out)
+
+
+@cache
+def seconds_per_product(precision: Precision) -> float:
+    """Measured once per process: seconds for one multiplication and addition; infinity if unusable here."""
+    size, width = 1024, 256
+    try:
+        values = torch.ones((size, width)).to(DTYPES[precision])
+        if precision == "int8":
+            values[::2], values[1::2] = 127, -127
+        out = torch.empty((size, size), dtype=PRODUCT_DTYPES[precision])
+        multiply(values, values, out)
+    except (RuntimeError, AttributeError):
+        return float("inf")
+    # Integer units that saturate between products would make silent errors: here they are found out.
+    extreme = 127 * 127 * width
+    if precision == "int8" and (int(out[0, 0]), int(out[0, 1])) != (extreme, -extreme):
+        return float("inf")
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        multiply(values, values, out)
+        times.append(time.perf_counter() - begin)
+    return min(times) / (size * size * width)
