@@ -63,7 +63,8 @@ class RetrievalMetric(Metric):
     def result(self) -> RetrievalResult:
         """Everything `evaluate` returns, of what this process holds (inside `compute`: of all ranks)."""
         embeddings, labels, ids = self._rows("query")
-        if isinstance(self.gallery_ids, list) and not self.gallery_ids:
+        # A state without batches is an empty list, and after synchronisation an empty tensor.
+        if sum(len(part) for part in getattr(self, "gallery_ids")) == 0:  # noqa: B009 (a list or a tensor)
             return evaluate(embeddings, labels, ids=ids, **self.arguments)
         gallery, gallery_labels, gallery_ids = self._rows("gallery")
         return evaluate(

@@ -63,6 +63,7 @@ def _irrelevant_ahead(
         positions = torch.arange(start, stop, device=rows.device).expand_as(values)
         passed = torch.searchsorted(ascending, to_keys(values, positions))
         other = gallery_labels[start:stop] != labels[rows, None]
+        other &= positions != problem.own[rows, None]
         above.scatter_add_(1, passed, other.long())
     # above[:, p] items pass exactly the p lowest keys; the key of rank r is passed by p > widest - r.
     return above.flip(1).cumsum(dim=1)[:, :-1]

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from unseen.retrieval import RetrievalMetric, evaluate
+
+
+def test_batches_give_what_the_whole_gives():
+    vectors, labels = torch.randn(50, 6), torch.arange(50) % 7
+    metric = RetrievalMetric(recall_at=(1, 2), similarity="euclidean")
+    for rows in torch.randperm(50).split(8):
+        metric.update(vectors[rows], labels[rows], rows)
+    expected = evaluate(vectors, labels, recall_at=(1, 2), similarity="euclidean").metrics
+    assert {name: value.item() for name, value in metric.compute().items()} == expected
+
+
+def test_a_separate_gallery():
+    vectors, labels = torch.randn(50, 6), torch.arange(50) % 7
+    metric = RetrievalMetric()
+    metric.update(vectors[:20], labels[:20], torch.arange(20))
+    for rows in torch.arange(20, 50).split(7):
+        metric.update(vectors[rows], labels[rows], rows, gallery=True)
+    expected = evaluate(vectors[:20], labels[:20], gallery=vectors[20:], gallery_labels=labels[20:])
+    assert metric.compute()["map_at_r"].item() == pytest.approx(expected.metrics["map_at_r"], abs=1e-12)
+
+
+def test_reset_forgets():
+    metric = RetrievalMetric()
+    metric.update(torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 4, 5]), torch.arange(6))
+    metric.reset()
+    metric.update(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), torch.arange(4))
+    assert metric.compute()["recall_at_1"] == 1
