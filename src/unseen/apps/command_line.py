@@ -57,7 +57,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(function)
         def main() -> None:
-            arguments = get_args_parser().parse_args()
+            arguments = get_args_parser().parse_intermixed_args()
+            # Hydra itself wants its flags before the overrides; people type them in any order.
+            flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+            sys.argv[1:] = [*flags, *arguments.overrides]
             with explained():
                 if not (arguments.help or arguments.hydra_help):
                     check_overrides(

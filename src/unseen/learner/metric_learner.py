@@ -120,9 +120,8 @@ class MetricLearner(LightningModule):
         """Retrieval among the validation classes, which training does not see."""
         embeddings, labels = (torch.cat(column) for column in zip(*self._validation, strict=True))
         self._validation.clear()
-        metrics = self.evaluate(embeddings, labels).metrics
-        self.log_dict({f"validation/{name}": value for name, value in metrics.items()})
-        self.log("validation/recall_at_1", metrics["recall_at_1"], prog_bar=True, logger=False)
+        for name, value in self.evaluate(embeddings, labels).metrics.items():
+            self.log(f"validation/{name}", value, prog_bar=name == "recall_at_1")
 
     def configure_optimizers(self) -> Any:
         """One optimiser; backbone, head, adversary and proxies in their own groups."""

@@ -1,0 +1,211 @@
+"""The main command as a user types it: from images to a record, and answers in words to what cannot work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseen.apps.command_line import UsageError, building, load_config
+from unseen.run import build
+
+TINY = [
+    "backbone=resnet10",
+    "optimizer=scratch",
+    "transforms=whole",
+    "data.image_size=32",
+    "data.workers=0",
+    "callbacks=quiet",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Eight classes of coloured noise, eight images each: each class has a colour of its own."""
+    root = tmp_path_factory.mktemp("tree")
+    generator = np.random.default_rng(0)
+    for label in range(8):
+        (root / f"class {label}").mkdir()
+        colour = generator.integers(40, 216, 3)
+        for index in range(8):
+            pixels = (colour + generator.normal(0, 25, (40, 40, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"class {label}" / f"{index}.png")
+    return root
+
+
+def unseen(folder, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "unseen", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def train(folder, tree, *overrides, batch="sampler.classes_per_batch=4", **environment):
+    return unseen(
+        folder,
+        "train",
+        "data=folder",
+        f"data.root={tree}",
+        *TINY,
+        batch,
+        "hydra.run.dir=run",
+        *overrides,
+        **environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("work")
+    result = train(folder, tree, "trainer.max_epochs=2")
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result
+
+
+@pytest.mark.slow
+def test_a_run_leaves_record_table_checkpoint_and_pictures(finished):
+    folder, result = finished
+    record = json.loads((folder / "record.json").read_text())
+    assert {"unseen", "seen", "unseen_matched", "gap"} <= set(record["metrics"])
+    assert 0.25 < record["metrics"]["unseen"]["recall_at_1"] <= 1  # four unseen classes, told apart by colour
+    gap = record["metrics"]["seen"]["map_at_r"] - record["metrics"]["unseen_matched"]["map_at_r"]
+    assert record["metrics"]["gap"]["map_at_r"] == pytest.approx(gap)
+    assert record["choices"]["ablation"] == "full"
+    assert record["config"]["data"]["root"] is not None
+    assert record["seconds"].keys() == {"train", "measure"}
+    assert record["images_per_second"] > 0
+    assert "Recall@1" in result.stdout
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert (folder / "manifest.csv").is_file()
+    pictures = {path.name for path in (folder / "pictures").iterdir()}
+    assert pictures == {"neighbours.png", "classes.png", "attention.png", "embedding_map.png", "curves.png"}
+
+
+@pytest.mark.slow
+def test_the_audit_of_the_adversary_is_in_the_csv(finished):
+    header = (finished[0] / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {
+        "train/adversary_accuracy",
+        "train/adversary_loss",
+        "train/adversary_strength",
+        "train/gradient_norm_metric",
+        "train/gradient_norm_adversary",
+        "train/images_per_second",
+        "train/waiting_for_data",
+        "probe/seen",
+    } <= set(header)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tree, tmp_path):
+    first = train(tmp_path, tree, "trainer.max_epochs=2", "+trainer.max_steps=-1", "pictures=false")
+    assert first.returncode == 0, first.stderr
+    whole = json.loads((finished[0] / "record.json").read_text())["metrics"]
+    again = json.loads((tmp_path / "run" / "record.json").read_text())["metrics"]
+    assert again == whole, "the same seed must give the same numbers"
+    stopped = train(
+        tmp_path, tree, "trainer.max_epochs=2", "hydra.run.dir=stopped", "+callbacks.stop._target_="
+        "lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=train/loss",
+        "+callbacks.stop.stopping_threshold=1e9", "pictures=false",
+    )  # fmt: skip
+    assert stopped.returncode == 0, stopped.stderr
+    resumed = train(
+        tmp_path, tree, "trainer.max_epochs=2", "hydra.run.dir=resumed", "pictures=false",
+        f"resume_from={tmp_path / 'stopped' / 'checkpoints' / 'last.ckpt'}",
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    metrics = json.loads((tmp_path / "resumed" / "record.json").read_text())["metrics"]
+    assert metrics["unseen"] == pytest.approx(whole["unseen"])
+
+
+@pytest.mark.slow
+def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tree):
+    result = train(
+        tmp_path,
+        tree,
+        "--multirun",
+        "ablation=baseline,cann",
+        "logger=wandb",
+        "pictures=false",
+        "hydra.sweep.dir=sweep",
+        WANDB_API_KEY="",
+        NETRC="/nonexistent",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "logging offline" in result.stdout + result.stderr
+    records = sorted((tmp_path / "sweep").glob("*/record.json"))
+    assert [json.loads(path.read_text())["choices"]["ablation"] for path in records] == ["baseline", "cann"]
+    assert len(list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))) == 2
+
+
+@pytest.mark.slow
+def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tree):
+    result = train(
+        tmp_path,
+        tree,
+        "protocol=holdout",
+        "protocol.class_fraction=0.5",
+        "sampler.classes_per_batch=2",
+        "logger=tensorboard",
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert 0 <= record["metrics"]["validation"]["map_at_r"] <= 1
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sampler.classes_per_batch=5"], ["classes_per_batch=5", "4 classes"]),
+        (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
+        (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
+        (["embedding.size=0"], ["embedding.size=0", "at least 1"]),
+        (["loss=proxy_anchor", "miner=hard", "sampler.batch_size=8"], ["miner", "BatchHardMiner", "miner=none"]),
+        (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
+        (["data.root=/nowhere"], ["/nowhere"]),
+        (["protocol.seen_fraction=2"], ["seen_fraction=2"]),
+        (["resume_from=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(tmp_path, tree, overrides, words):
+    config = load_config(["data=folder", f"data.root={tree}", *TINY, *overrides], run_folder=tmp_path / "run")
+    with pytest.raises(UsageError) as error, building():
+        build(config)
+    for word in words:
+        assert word in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_is_one_message_and_status_2(tmp_path, tree):
+    result = train(tmp_path, tree, "embedding.size=0")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: embedding.size=0")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_names_its_commands(tmp_path):
+    listed = unseen(tmp_path, "--help")
+    assert listed.returncode == 0
+    assert "train" in listed.stdout
+    wrong = unseen(tmp_path, "trian")
+    assert wrong.returncode == 2
+    assert "no command 'trian'" in wrong.stderr
+
+
+def test_help_explains_the_groups_in_words(tmp_path):
+    result = unseen(tmp_path, "train", "--help")
+    assert result.returncode == 0, result.stderr
+    for group in ("ablation", "backbone", "fusion", "adversary", "protocol"):
+        assert group in result.stdout
+    assert "proxy_anchor" in result.stdout
