@@ -38,6 +38,7 @@ def test_wrong_overrides_are_refused_in_words(override, words):
         "hydra.run.dir=/tmp/x",
         "~callbacks.audit",
         "data.split=fraction",
+        "run_folder=elsewhere",
     ],
 )
 def test_right_overrides_pass(override):

@@ -212,7 +212,10 @@ def _check_key(override: Override, config: DictConfig) -> None:
 
 
 def _check_type(override: Override, config: DictConfig) -> None:
-    default = OmegaConf.select(config, override.key_or_group, throw_on_missing=False)
+    parent, _, key = override.key_or_group.rpartition(".")
+    node: Any = OmegaConf.select(config, parent) if parent else config
+    # The raw value: an interpolation may refer to what Hydra sets only when the job runs.
+    default = node._get_node(key)._value() if isinstance(node, DictConfig) and key in node.keys() else None  # noqa: SIM118
     value = _first(override)
     if not isinstance(default, bool | int | float) or value is None or str(value).startswith("${"):
         return
