@@ -15,7 +15,7 @@ from unseen.retrieval.rounding import Precision, error, like_with_like, round_to
 from unseen.retrieval.similarity import Vectors
 from unseen.retrieval.sweep import plan_sweep
 
-SMALL = 2**32  # multiplications below which choosing costs more than it saves
+SMALL = 2**34  # multiplications below which choosing costs more than it saves
 QUERIES, ITEMS = 48, 2048  # sample sizes
 CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
 ELEMENT_SECONDS = 8e-10  # per element of a candidate compared in float64

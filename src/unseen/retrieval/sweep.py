@@ -132,6 +132,8 @@ class Panel:
         self.threshold = torch.full((len(self.rows),), -torch.inf, dtype=torch.float64)
         self.scores, self.columns = torch.empty(0), torch.empty(0, dtype=torch.int32)
         self.met, self.renewed_at = 0, 0
+        # Where the error bound is wide, exact thresholds are worth their price now and then.
+        self.coarse = sweep.plan.precision == "int8"
 
     def _error(self, coarseness: Tensor) -> Tensor:
         return error(self.sweep.queries, self.slice, self.sweep.gallery, coarseness)
@@ -162,9 +164,7 @@ class Panel:
         self._hold(row, column, scores)
         self.met += 1
         if self.met >= TIGHTEN * self.renewed_at:
-            # Where the error bound is coarse, exact thresholds are worth their price now and then.
-            coarse = plan.precision == "int8" and self.met in (1, 4, 16)
-            self.renew(exactly=coarse)
+            self.renew(exactly=self.coarse and self.met in (1, 4, 16))
 
     def _open(self, runs: Tensor, square: float, below: Tensor) -> None:
         """First thresholds: k distinct items certainly reach the k-th greatest run maximum, less the
@@ -223,7 +223,7 @@ class Panel:
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Keys `(m, k)` of the nearest, and `(m,)` bool: false for a query that was given up."""
-        self.renew(exactly=True)
+        self.renew(exactly=self.coarse)
         width = max(int(self.used.max()), 1)
         positions = self._positions(self.scores[:, :width], self.columns[:, :width])
         self.scores, self.columns = torch.empty(0), torch.empty(0, dtype=torch.int32)
