@@ -17,6 +17,7 @@ from unseen.retrieval.sweep import plan_sweep
 
 SMALL = 2**34  # multiplications below which choosing costs more than it saves
 QUERIES, ITEMS = 48, 2048  # sample sizes
+SCORES = 2**24  # no more scores than these at a time
 CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
 ELEMENT_SECONDS = 8e-10  # per element of a candidate compared in float64
 
@@ -29,7 +30,8 @@ def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
     if products < SMALL:
         return "float32"
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(problem.queries), (QUERIES,), generator=generator)
+    sample = max(4, min(QUERIES, SCORES // count))
+    rows = torch.randint(len(problem.queries), (sample,), generator=generator)
     items = _only(problem.gallery, torch.randint(count, (ITEMS,), generator=generator))
     queries = _only(problem.queries, rows)
     gaps = _gaps(problem, queries, rows, k)
@@ -39,8 +41,8 @@ def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
         if math.isinf(speed):
             return speed
         plan = plan_sweep(problem, k, memory_budget, precision)
-        rounded = round_to(items, like_with_like(items, precision), QUERIES, precision)
-        asked = round_to(queries, torch.arange(QUERIES), QUERIES, precision)
+        rounded = round_to(items, like_with_like(items, precision), sample, precision)
+        asked = round_to(queries, torch.arange(sample), sample, precision)
         margin = error(asked, slice(None), rounded, rounded.coarseness.mean())
         held = (gaps <= 2 * margin[:, None]).sum(dim=1).double().mean().item()
         if held > plan.capacity / 2:
@@ -65,7 +67,7 @@ def _gaps(problem: Problem, queries: Vectors, rows: Tensor, k: int) -> Tensor:
         items = gallery.scaled(start, min(start + 8192, len(gallery))).float()
         block = scaled @ items.T
         blocks.append(block - items.square().sum(dim=1) / 2 if gallery.similarity == "euclidean" else block)
-    scores = torch.cat(blocks, dim=1).double()
+    scores = torch.cat(blocks, dim=1)
     own = problem.own[rows]
     here = (own >= 0).nonzero().squeeze(1)
     scores[here, own[here]] = -torch.inf

@@ -43,7 +43,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
         if gallery_ids is not None:
             raise ValueError("gallery_ids were given without a gallery; pass ids instead.")
         sorted_ids, order = _ordered(queries_ids, len(raw), "ids", raw.device)
-        queries = prepare(raw if queries_ids is None else raw[order], similarity)
+        queries = prepare(_arranged(raw, order), similarity)
         return Problem(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
     known_ids = _as_ids(gallery_ids, "gallery_ids")
     raw_gallery = as_vectors(gallery, "gallery", known_ids)
@@ -53,7 +53,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
             f"and {raw_gallery.shape[1]} on {raw_gallery.device}."
         )
     sorted_ids, order = _ordered(known_ids, len(raw_gallery), "gallery_ids", raw.device)
-    raw_gallery = raw_gallery if known_ids is None else raw_gallery[order]
+    raw_gallery = _arranged(raw_gallery, order)
     largest = max(float(norms_of(raw).max()), float(norms_of(raw_gallery).max()))
     own = torch.full((len(raw),), -1, dtype=torch.int64, device=raw.device)
     if queries_ids is not None and known_ids is not None:
@@ -63,6 +63,11 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
     return Problem(
         prepare(raw, similarity, largest), prepare(raw_gallery, similarity, largest), own, sorted_ids, order
     )
+
+
+def _arranged(raw: Tensor, order: Tensor) -> Tensor:
+    """Rows in `order`; not copied where that is theirs already."""
+    return raw if bool((order[1:] > order[:-1]).all()) else raw[order]
 
 
 def _as_ids(ids: Any, name: str) -> Tensor | None:

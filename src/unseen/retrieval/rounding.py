@@ -94,7 +94,8 @@ def like_with_like(vectors: Vectors, precision: Precision) -> Tensor:
     if vectors.similarity == "euclidean":
         return order[(norms_of(vectors.raw) * vectors.factor)[order].argsort(stable=True)]
     if precision == "int8":
-        greatest = vectors.raw.abs().amax(dim=1).double() * vectors.factor
+        least, most = vectors.raw.aminmax(dim=1)
+        greatest = torch.maximum(most, -least).double() * vectors.factor
         return order[greatest[order].argsort(stable=True)]
     return order
 
