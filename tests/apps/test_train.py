@@ -5,37 +5,10 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from unseen.apps.command_line import UsageError, building, load_config
 from unseen.run import build
-
-TINY = [
-    "backbone=resnet10",
-    "optimizer=scratch",
-    "transforms=whole",
-    "data.image_size=32",
-    "data.workers=0",
-    "callbacks=quiet",
-    "trainer.max_epochs=1",
-    "trainer.accelerator=cpu",
-]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Eight classes of coloured noise, eight images each: each class has a colour of its own."""
-    root = tmp_path_factory.mktemp("tree")
-    generator = np.random.default_rng(0)
-    for label in range(8):
-        (root / f"class {label}").mkdir()
-        colour = generator.integers(40, 216, 3)
-        for index in range(8):
-            pixels = (colour + generator.normal(0, 25, (40, 40, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / f"class {label}" / f"{index}.png")
-    return root
 
 
 def unseen(folder, *arguments, **environment):
@@ -50,24 +23,14 @@ def unseen(folder, *arguments, **environment):
     )
 
 
-def train(folder, tree, *overrides, batch="sampler.classes_per_batch=4", **environment):
-    return unseen(
-        folder,
-        "train",
-        "data=folder",
-        f"data.root={tree}",
-        *TINY,
-        batch,
-        "hydra.run.dir=run",
-        *overrides,
-        **environment,
-    )
+def train(folder, tiny_run, *overrides, batch="sampler.classes_per_batch=4", **environment):
+    return unseen(folder, "train", *tiny_run, batch, "hydra.run.dir=run", *overrides, **environment)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tree):
+def finished(tmp_path_factory, tiny_run):
     folder = tmp_path_factory.mktemp("work")
-    result = train(folder, tree, "trainer.max_epochs=2")
+    result = train(folder, tiny_run, "trainer.max_epochs=2")
     assert result.returncode == 0, result.stderr
     return folder / "run", result
 
@@ -107,20 +70,20 @@ def test_the_audit_of_the_adversary_is_in_the_csv(finished):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tree, tmp_path):
-    first = train(tmp_path, tree, "trainer.max_epochs=2", "+trainer.max_steps=-1", "pictures=false")
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, tmp_path):
+    first = train(tmp_path, tiny_run, "trainer.max_epochs=2", "+trainer.max_steps=-1", "pictures=false")
     assert first.returncode == 0, first.stderr
     whole = json.loads((finished[0] / "record.json").read_text())["metrics"]
     again = json.loads((tmp_path / "run" / "record.json").read_text())["metrics"]
     assert again == whole, "the same seed must give the same numbers"
     stopped = train(
-        tmp_path, tree, "trainer.max_epochs=2", "hydra.run.dir=stopped", "+callbacks.stop._target_="
+        tmp_path, tiny_run, "trainer.max_epochs=2", "hydra.run.dir=stopped", "+callbacks.stop._target_="
         "lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=train/loss",
         "+callbacks.stop.stopping_threshold=1e9", "pictures=false",
     )  # fmt: skip
     assert stopped.returncode == 0, stopped.stderr
     resumed = train(
-        tmp_path, tree, "trainer.max_epochs=2", "hydra.run.dir=resumed", "pictures=false",
+        tmp_path, tiny_run, "trainer.max_epochs=2", "hydra.run.dir=resumed", "pictures=false",
         f"resume_from={tmp_path / 'stopped' / 'checkpoints' / 'last.ckpt'}",
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
@@ -129,10 +92,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tree, tmp_
 
 
 @pytest.mark.slow
-def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tree):
+def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tiny_run):
     result = train(
         tmp_path,
-        tree,
+        tiny_run,
         "--multirun",
         "ablation=baseline,cann",
         "logger=wandb",
@@ -149,10 +112,10 @@ def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(
 
 
 @pytest.mark.slow
-def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tree):
+def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
     result = train(
         tmp_path,
-        tree,
+        tiny_run,
         "protocol=holdout",
         "protocol.class_fraction=0.5",
         "sampler.classes_per_batch=2",
@@ -171,15 +134,18 @@ def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tree):
         (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
         (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
         (["embedding.size=0"], ["embedding.size=0", "at least 1"]),
-        (["loss=proxy_anchor", "miner=hard", "sampler.batch_size=8"], ["miner", "BatchHardMiner", "miner=none"]),
+        (
+            ["loss=proxy_anchor", "miner=hard", "sampler.batch_size=8"],
+            ["miner", "BatchHardMiner", "miner=none"],
+        ),
         (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
         (["data.root=/nowhere"], ["/nowhere"]),
         (["protocol.seen_fraction=2"], ["seen_fraction=2"]),
         (["resume_from=/nowhere.ckpt"], ["/nowhere.ckpt"]),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(tmp_path, tree, overrides, words):
-    config = load_config(["data=folder", f"data.root={tree}", *TINY, *overrides], run_folder=tmp_path / "run")
+def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrides, words):
+    config = load_config([*tiny_run, *overrides], run_folder=tmp_path / "run")
     with pytest.raises(UsageError) as error, building():
         build(config)
     for word in words:
@@ -187,8 +153,8 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tree, overrides, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refusal_is_one_message_and_status_2(tmp_path, tree):
-    result = train(tmp_path, tree, "embedding.size=0")
+def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run):
+    result = train(tmp_path, tiny_run, "embedding.size=0")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: embedding.size=0")
     assert "Traceback" not in result.stderr
