@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from unseen.data.manifest import Manifest
+
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
@@ -18,11 +26,12 @@ class ImageError(ValueError):
 def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
     """One image as RGB.
 
-    Transparent pixels lie on white, 16-bit grey is scaled to 8 bits, EXIF orientation is applied.
+    Transparent pixels lie on white; 16-bit values keep their high byte; floating-point values up to 1 are
+    shares of white; an animation gives its first frame; EXIF orientation is applied.
 
     Args:
         path: file.
-        box: optional left, top, right, bottom, in pixels; clipped to the image.
+        box: optional left, top, right, bottom, in pixels of the upright image; clipped to it.
 
     Returns:
         `(H, W, 3)` uint8.
@@ -33,31 +42,35 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
     try:
         with Image.open(path) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            pixels = np.array(
+                _rgb(ImageOps.exif_transpose(image))
+            )  # a copy, as torch warns of read-only arrays
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise ImageError(
             f"Image '{path}' cannot be read ({type(error).__name__}: {error}). "
             "Replace or remove it, or set data.on_error=skip."
         ) from error
-    pixels = np.asarray(_rgb(upright))
     return pixels if box is None else _crop(pixels, box, path)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+    is_transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        # Pillow opens 16-bit PNGs as 32-bit integers in some versions; larger values are clipped.
-        values = np.asarray(image, dtype=np.float64)
-        scale = 256.0 if values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = Image.fromarray(_eight_bits(np.asarray(image, dtype=np.float64)))
+    elif is_transparent:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(white, coloured).convert("RGB")
+        image = Image.alpha_composite(white, coloured)
     return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[np.float64]) -> Pixels:
+    """32-bit grey does not say how bright white is: 1, 8 bits and 16 bits are told apart by the maximum."""
+    brightest = values.max(initial=0)
+    scale = 255.0 if brightest <= 1 else 1.0 if brightest <= 255 else 1 / 256
+    return (values * scale).clip(0, 255).astype(np.uint8)
 
 
 def _crop(pixels: Pixels, box: NDArray[np.int64], path: Path) -> Pixels:
@@ -65,7 +78,54 @@ def _crop(pixels: Pixels, box: NDArray[np.int64], path: Path) -> Pixels:
     cropped = pixels[top:bottom, left:right]
     if cropped.size == 0:
         raise ImageError(
-            f"Image '{path}' has the box {tuple(map(int, box))}, outside its {pixels.shape[1]}×{pixels.shape[0]} "
-            "pixels. Correct the box, or set data.crop_to_box=false."
+            f"Image '{path}' has the box {tuple(map(int, box))}, which holds none of its "
+            f"{pixels.shape[1]}×{pixels.shape[0]} pixels. Correct the box, or set data.on_error=skip."
         )
     return cropped
+
+
+class Files:
+    """Images decoded from their files each time.
+
+    Args:
+        manifest: names the files and boxes.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.problems: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8."""
+        boxes = self.manifest.boxes
+        return read_image(self.manifest.absolute(row), None if boxes is None else boxes[row])
+
+
+def attempt(images: Files, row: int) -> Pixels | ImageError:
+    """An image, or why it cannot be read."""
+    try:
+        return images[row]
+    except ImageError as error:
+        return error
+
+
+def in_order(work: Callable[[int], Result], rows: Iterable[int]) -> Iterator[Result]:
+    """Results of `work` in the order of `rows`, from a thread a core, few of them in memory at a time.
+
+    Threads suffice: Pillow decodes and resizes without holding the interpreter.
+    """
+    threads = available_cores()
+    remaining = iter(rows)
+    with ThreadPoolExecutor(threads) as pool:
+        pending = [pool.submit(work, row) for row in islice(remaining, 4 * threads)]
+        while pending:
+            yield pending.pop(0).result()
+            pending += [pool.submit(work, row) for row in islice(remaining, 1)]
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which on a shared machine are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,9 +1,12 @@
-"""Joins manifest, split, sampler and transforms into loaders."""
+"""Joins manifest, split, sampler, transforms and cache into loaders."""
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,49 +14,51 @@ import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from unseen.data import cache as caches
 from unseen.data.batch import Batch
-from unseen.data.images import Pixels, read_image
+from unseen.data.images import Files, ImageError, Pixels, available_cores
 from unseen.data.manifest import Manifest
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
 from unseen.data.transforms import Transforms
 
+log = logging.getLogger(__name__)
+
 Item = tuple[Tensor, int, int]
 
 
 class TrainingImages(Dataset[Item]):
-    """Augmented images of the training classes, by position and epoch.
+    """Augmented images of the training classes, by what a sampler draws.
 
     Args:
-        read: row of the manifest → `(H, W, 3)` uint8.
+        images: row of the manifest → `(H, W, 3)` uint8.
         rows: `(N,)` rows of the manifest.
         labels: `(N,)` seen labels.
         transform: `(3, H, W)` uint8 → `(3, S, S)` uint8.
-        seed: of the augmentation, which is a pure function of seed, epoch and row.
+        seed: of the augmentation, which is a pure function of seed, epoch and place in the epoch.
     """
 
     def __init__(
         self,
-        read: Callable[[int], Pixels],
+        images: caches.Images,
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         transform: Callable[[Tensor], Tensor],
         seed: int,
     ) -> None:
-        self.read = read
+        self.images = images
         self.rows = rows
         self.labels = labels
         self.transform = transform
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> Item:
-        position, epoch = draw
+        position, epoch, place = draw
         row = int(self.rows[position])
-        image = torch.from_numpy(self.read(row).transpose(2, 0, 1).copy())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed * 1_000_003 + epoch) * 1_000_000_007 + row)
+        image = _channels_first(self.images[row])
+        with _random(self.seed, epoch, place):
             image = self.transform(image)
         return image, int(self.labels[position]), row
 
@@ -62,7 +67,7 @@ class PlainImages(Dataset[Item]):
     """Images as evaluation sees them, with the manifest's labels.
 
     Args:
-        read: row of the manifest → `(H, W, 3)` uint8.
+        images: row of the manifest → `(H, W, 3)` uint8.
         rows: `(N,)` rows of the manifest.
         labels: `(N,)` labels of the manifest.
         transform: `(3, H, W)` uint8 → `(3, S, S)` uint8.
@@ -70,12 +75,12 @@ class PlainImages(Dataset[Item]):
 
     def __init__(
         self,
-        read: Callable[[int], Pixels],
+        images: caches.Images,
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         transform: Callable[[Tensor], Tensor],
     ) -> None:
-        self.read = read
+        self.images = images
         self.rows = rows
         self.labels = labels
         self.transform = transform
@@ -85,32 +90,42 @@ class PlainImages(Dataset[Item]):
 
     def __getitem__(self, position: int) -> Item:
         row = int(self.rows[position])
-        image = torch.from_numpy(self.read(row).transpose(2, 0, 1).copy())
-        return self.transform(image), int(self.labels[position]), row
+        return self.transform(_channels_first(self.images[row])), int(self.labels[position]), row
 
 
 class ResumableLoader(DataLoader[Item]):
     """A loader whose position is in the checkpoint: a resumed epoch goes on with the next batch."""
 
+    batch_sampler: ResumableBatchSampler
     _given = 0
-    _start = 0
+    _resumed: dict[str, int] | None = None
 
-    def __iter__(self) -> Iterator[Any]:
-        sampler = self.batch_sampler
-        assert isinstance(sampler, ResumableBatchSampler)
-        start, self._start = self._start, 0
-        sampler.start = self._given = start
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, so that nothing is drawn before the first batch is asked for: Lightning makes the
+        # iterator of a resumed epoch before it tells the sampler which epoch that is.
+        resumed, self._resumed = self._resumed, None
+        goes_on = resumed is not None and resumed["epoch"] == self.batch_sampler.epoch
+        self._given = self.batch_sampler.start = resumed["given"] if resumed and goes_on else 0
         for batch in super().__iter__():
             self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given."""
-        return {"given": self._given}
+        """The epoch, how many of its batches were given, and how many it has."""
+        return {"epoch": self.batch_sampler.epoch, "given": self._given, "batches": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next iteration there; after the last batch of an epoch, at the start of the next."""
-        self._start = state["given"] % len(self)
+        """Start the next iteration there, if it is of the same epoch.
+
+        Raises:
+            ValueError: the checkpoint is from the middle of an epoch that was cut into other batches.
+        """
+        if state["batches"] != len(self) and 0 < state["given"] < state["batches"]:
+            raise ValueError(
+                f"The checkpoint stopped at batch {state['given']} of {state['batches']}; epochs of this run "
+                f"have {len(self)} batches. Resume with the same data, sampler.* and number of devices."
+            )
+        self._resumed = state
 
 
 class DataModule(LightningDataModule):
@@ -124,9 +139,17 @@ class DataModule(LightningDataModule):
         seed: of order and augmentation.
         workers: processes that prepare images; `auto` takes the cores that are there, at most eight; 0 none.
         evaluation_batch_size: images a batch where nothing is learned.
+        exclude: a text file of paths to leave out; see `without`.
+        on_error: what images that cannot be read do: `raise` stops; `skip` finds them before training, lists
+            them and takes them out of the manifest (they are never replaced by other images).
+        crop_to_box: cut images to the manifest's boxes.
+        cache: `none` decodes images each time; `ram` once a run, `memmap` once for all runs.
+        cache_size: pixels of the shorter side that cached images are shrunk to.
+        cache_dir: folder of all caches; memory-mapped ones lie in its `decoded`.
 
     Raises:
-        ValueError: a number is out of range, or the sampler cannot draw from the split.
+        ValueError: a value is not among its choices, or the sampler cannot draw from the split.
+        ImageError: an image cannot be read (when all are decoded beforehand, and `on_error` is `raise`).
     """
 
     def __init__(
@@ -139,40 +162,77 @@ class DataModule(LightningDataModule):
         seed: int,
         workers: int | str,
         evaluation_batch_size: int,
+        exclude: str | Path | None = None,
+        on_error: str = "raise",
+        crop_to_box: bool = False,
+        cache: str = "none",
+        cache_size: int = 256,
+        cache_dir: str | Path = "~/.cache/unseen",
     ) -> None:
         super().__init__()
-        self.manifest = manifest
-        self.split = protocol(manifest)
+        _choose("data.on_error", on_error, ("raise", "skip"))
+        _choose("data.cache", cache, tuple(caches.OPEN))
+        if evaluation_batch_size < 1:
+            raise ValueError(f"data.evaluation_batch_size={evaluation_batch_size}: wanted at least 1.")
         self.transforms = transforms
         self.seed = seed
         self.workers = _workers(workers)
-        if evaluation_batch_size < 1:
-            raise ValueError(f"data.evaluation_batch_size={evaluation_batch_size}: wanted at least 1.")
         self.evaluation_batch_size = evaluation_batch_size
+        self._protocol = protocol
         self._sampler = sampler
-        self._make_sampler()  # refuses what cannot work before anything slow
+        self._take(without(manifest, exclude))  # refuses what cannot work before anything slow
+        if cache != "none":
+            self._check_size(cache_size)
+        files = Files(self.manifest if crop_to_box else replace(self.manifest, boxes=None))
+        self.images: caches.Images = caches.OPEN[cache](
+            files,
+            short_side=cache_size,
+            keep_going=on_error == "skip",
+            folder=Path(cache_dir).expanduser() / "decoded",
+        )
+        if self.images.problems:
+            self._leave_out(self.images.problems, on_error)
+
+    def _take(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.split = self._protocol(manifest)
+        self._make_sampler()
+
+    def _check_size(self, cache_size: int) -> None:
+        needed = self.transforms.evaluation(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape[-1]
+        if cache_size < needed:
+            raise ValueError(
+                f"data.cache_size={cache_size}: images of {needed} pixels would be blown up from smaller "
+                f"ones. Choose at least {needed}, or set data.cache=none."
+            )
+
+    def _leave_out(self, problems: dict[int, str], on_error: str) -> None:
+        if on_error == "raise":
+            raise ImageError(
+                f"{len(problems)} images cannot be read. The first: {next(iter(problems.values()))}"
+            )
+        for problem in problems.values():
+            log.warning("Left out: %s", problem)
+        log.warning("%d of %d images cannot be read and are left out.", len(problems), len(self.manifest))
+        rows = np.setdiff1d(np.arange(len(self.manifest)), list(problems))
+        self.images = caches.Selected(self.images, rows)
+        self._take(self.manifest.select(rows))
 
     @property
     def num_classes(self) -> int:
         """Seen classes, C."""
         return self.split.num_classes
 
-    def read(self, row: int) -> Pixels:
-        """One image of the manifest, `(H, W, 3)` uint8, as it is before any transform."""
-        boxes = self.manifest.boxes
-        return read_image(self.manifest.absolute(row), None if boxes is None else boxes[row])
-
     def image(self, row: int) -> Pixels:
         """One image as evaluation sees it, `(S, S, 3)` uint8, for pictures."""
-        tensor = torch.from_numpy(self.read(row).transpose(2, 0, 1).copy())
-        prepared: Tensor = self.transforms.evaluation(tensor)
+        prepared: Tensor = self.transforms.evaluation(_channels_first(self.images[row]))
         return prepared.permute(1, 2, 0).numpy()
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of the training classes, with seen labels."""
         rows = self.split.train
         images = TrainingImages(
-            self.read,
+            self.images,
             rows,
             self.split.seen_labels(self.manifest.labels[rows]),
             self.transforms.train,
@@ -194,7 +254,7 @@ class DataModule(LightningDataModule):
     def loader(self, rows: NDArray[np.int64]) -> DataLoader[Item]:
         """Any rows of the manifest, in their order, as evaluation sees them."""
         return DataLoader(
-            PlainImages(self.read, rows, self.manifest.labels[rows], self.transforms.evaluation),
+            PlainImages(self.images, rows, self.manifest.labels[rows], self.transforms.evaluation),
             batch_size=self.evaluation_batch_size,
             num_workers=self.workers,
             collate_fn=_collate,
@@ -207,16 +267,66 @@ class DataModule(LightningDataModule):
         return self._sampler(labels=labels, seed=self.seed, rank=rank, world_size=world_size)
 
 
+def without(manifest: Manifest, exclude: str | Path | None) -> Manifest:
+    """The manifest without the images that a text file lists.
+
+    Args:
+        manifest: all images.
+        exclude: one path a line, as in the manifest; empty lines and those that start with `#` do not count.
+            None leaves nothing out.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if exclude is None:
+        return manifest
+    file = Path(exclude).expanduser()
+    if not file.is_file():
+        raise ValueError(f"data.exclude={exclude}: no such file. Give a text file with one path a line.")
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    listed = {line for line in lines if line.strip() and not line.startswith("#")}
+    unknown = sorted(listed - set(manifest.paths))
+    if unknown:
+        log.warning(
+            "%d of the %d paths in '%s' are not in the manifest; the first: '%s'.",
+            *(len(unknown), len(listed), file, unknown[0]),
+        )
+    rows = [row for row, path in enumerate(manifest.paths) if path not in listed]
+    log.info("Left out %d images that '%s' lists.", len(manifest) - len(rows), file)
+    return manifest.select(rows)
+
+
+def _channels_first(pixels: Pixels) -> Tensor:
+    """`(3, H, W)`, a view: torchvision resizes channels that lie together about twice as fast."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@contextmanager
+def _random(*key: int) -> Iterator[None]:
+    """Set torch's CPU generator for one image and put it back; those of GPUs are left alone."""
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
 def _collate(items: Sequence[Item]) -> Batch:
     images, labels, ids = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
+    # In a worker, default_collate stacks into memory that the main process shares: one copy less.
+    return Batch(default_collate(list(images)), torch.tensor(labels), torch.tensor(ids))
+
+
+def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}={value}: choices are {', '.join(choices)}.")
 
 
 def _workers(wanted: int | str) -> int:
     if wanted == "auto":
-        return min(
-            8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        return min(8, available_cores())
     if not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"data.workers={wanted!r}: wanted 'auto' or a number of processes of at least 0.")
     return wanted

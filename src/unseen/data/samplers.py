@@ -1,19 +1,21 @@
 """Which images stand in which batch: pure functions of (seed, epoch), sharded over ranks, resumable anywhere.
 
-A batch is a list of `(position, epoch)`: the position of an image among the training images, and the epoch,
-so that augmentation too can be a pure function of what it is applied to.
+A batch is a list of `(position, epoch, place)`: the position of an image among the training images, the
+epoch, and the place of this draw in the epoch, so that augmentation too can be a pure function of what it is
+applied to, and differs between two draws of one image.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-Draw = tuple[int, int]
+Draw = tuple[int, int, int]
 
 
 class ResumableBatchSampler(Sampler[list[Draw]], ABC):
@@ -43,11 +45,13 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches of this rank, from `start` on; `start` counts for one iteration."""
-        start, self.start = self.start, 0
-        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        batches = self.batches(generator)[: len(self) * self.world_size]
-        for batch in batches[self.rank :: self.world_size][start:]:
-            yield [(int(position), self.epoch) for position in batch]
+        start, self.start, epoch = self.start, 0, self.epoch
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        batches = self.batches(generator)
+        for turn in range(start, len(self)):
+            number = turn * self.world_size + self.rank
+            first = number * len(batches[number])
+            yield [(int(position), epoch, first + place) for place, position in enumerate(batches[number])]
 
     def __len__(self) -> int:
         return self.batch_count // self.world_size
@@ -94,16 +98,18 @@ class Shuffled(ResumableBatchSampler):
 
     def batches(self, generator: np.random.Generator) -> list[NDArray[np.int64]]:
         """See `ResumableBatchSampler.batches`."""
-        order = np.argsort(generator.random(self.count), kind="stable")
+        order = generator.permutation(self.count)
         return list(order[: self.batch_count * self.batch_size].reshape(-1, self.batch_size))
 
 
 class ClassBalanced(ResumableBatchSampler):
-    """P×K: P classes a batch, K images each.
+    """P×K: P distinct classes a batch, K images each.
 
-    An epoch cuts each class, shuffled, into groups of K, and spreads its groups evenly over the epoch, so that
-    every image is seen about once, also in large classes. A last group with fewer than K images is filled with
-    other images of the class; a class with fewer than K images repeats some.
+    An epoch cuts each class, shuffled, into groups of K, and deals them out to different batches, so that
+    every image is seen once. Where that does not come out even, images are seen again rather than left
+    out: a last group with fewer than K images is filled with others of its class, a class with fewer than K
+    images repeats some, the last batches are filled with groups of other classes. Only a class that has more
+    groups than all classes together fill batches leaves images out of an epoch, others each time.
 
     Args:
         labels: `(N,)` of the training images.
@@ -114,7 +120,7 @@ class ClassBalanced(ResumableBatchSampler):
         world_size: likewise.
 
     Raises:
-        ValueError: P or K is below 1, there are fewer than P classes, or too few images for the ranks.
+        ValueError: P or K is below 1, or there are fewer than P classes.
     """
 
     def __init__(
@@ -131,62 +137,51 @@ class ClassBalanced(ResumableBatchSampler):
         classes = np.unique(labels)
         if not 1 <= classes_per_batch <= len(classes):
             raise ValueError(
-                f"sampler.classes_per_batch={classes_per_batch}: the training split has {len(classes)} classes. "
-                f"Choose between 1 and {len(classes)}."
+                f"sampler.classes_per_batch={classes_per_batch}: the training split has {len(classes)} "
+                f"classes. Choose between 1 and {len(classes)}."
             )
         if images_per_class < 1:
             raise ValueError(f"sampler.images_per_class={images_per_class}: wanted at least 1.")
-        self.members = [np.flatnonzero(labels == label) for label in classes]
+        by_class = np.argsort(labels, kind="stable")
+        self.members = np.split(by_class, np.searchsorted(labels[by_class], classes[1:]))
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class
-        if len(self) < 1:
-            raise ValueError(
-                f"{len(labels)} training images make {self.batch_count} batches of {classes_per_batch}×"
-                f"{images_per_class}, fewer than the {world_size} processes. Make batches smaller."
-            )
 
-    @property
+    @cached_property
     def batch_count(self) -> int:
-        groups = sum(-(-len(images) // self.images_per_class) for images in self.members)
-        return max(1, groups // self.classes_per_batch)
+        """See `ResumableBatchSampler.batch_count`."""
+        groups = np.array([-(-len(images) // self.images_per_class) for images in self.members])
+        count, before = int(groups.max()), 0
+        while count != before:
+            # A batch takes at most one group of a class, so what a class has beyond `count` fills none.
+            count, before = -(-int(np.minimum(groups, count).sum()) // self.classes_per_batch), count
+        return -(-count // self.world_size) * self.world_size
 
     def batches(self, generator: np.random.Generator) -> list[NDArray[np.int64]]:
         """See `ResumableBatchSampler.batches`."""
-        pending = self._spread(generator)
-        made = []
-        for _ in range(self.batch_count):
-            batch: dict[int, NDArray[np.int64]] = {}
-            later = []
-            for position, (member, group) in enumerate(pending):
-                if len(batch) == self.classes_per_batch:
-                    later += pending[position:]
-                    break
-                if member in batch:
-                    later.append((member, group))
-                else:
-                    batch[member] = group
-            pending = later
+        made: list[dict[int, NDArray[np.int64]]] = [{} for _ in range(self.batch_count)]
+        load = np.zeros(len(made))
+        for member in generator.permutation(len(self.members)):
+            groups = self._groups(member, generator)[: len(made)]
+            # Always to the emptiest batches: loads then differ by at most one, so that none overflows.
+            chosen = np.argsort(load + generator.random(len(made)))[: len(groups)]
+            load[chosen] += 1
+            for number, group in zip(chosen, groups, strict=True):
+                made[number][member] = group
+        for batch in made:
             self._fill(batch, generator)
-            made.append(np.concatenate(list(batch.values())))
-        return made
+        return [np.concatenate(list(batch.values())) for batch in made]
 
-    def _spread(self, generator: np.random.Generator) -> list[tuple[int, NDArray[np.int64]]]:
-        """All groups of all classes; the j-th of a class's n comes at about (j + ½) / n of the epoch."""
-        times, groups = [], []
-        for member, images in enumerate(self.members):
-            count = -(-len(images) // self.images_per_class)
-            shuffled = images[np.argsort(generator.random(len(images)), kind="stable")]
-            cut = np.resize(shuffled, (count, self.images_per_class))
-            times += list((np.arange(count) + generator.random()) / count)
-            groups += [(member, group) for group in cut]
-        return [groups[index] for index in np.argsort(times, kind="stable")]
+    def _groups(self, member: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """`(G, K)`: the images of a class, shuffled; the last group wraps around."""
+        images = generator.permutation(self.members[member])
+        count = -(-len(images) // self.images_per_class)
+        return np.resize(images, (count, self.images_per_class))
 
     def _fill(self, batch: dict[int, NDArray[np.int64]], generator: np.random.Generator) -> None:
-        """Near the end only groups of classes already in the batch may be left: draw others once more."""
-        for member in np.argsort(generator.random(len(self.members)), kind="stable"):
-            if len(batch) == self.classes_per_batch:
-                return
-            if int(member) not in batch:
-                images = self.members[member]
-                order = np.argsort(generator.random(len(images)), kind="stable")
-                batch[int(member)] = np.resize(images[order], self.images_per_class)
+        """Where too few groups are left for a whole batch, other classes give one more."""
+        missing = self.classes_per_batch - len(batch)
+        if missing:
+            others = np.setdiff1d(np.arange(len(self.members)), list(batch))
+            for member in generator.permutation(others)[:missing]:
+                batch[member] = self._groups(member, generator)[0]

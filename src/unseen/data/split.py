@@ -49,8 +49,13 @@ class Split:
         sides = {"train": self.train, "validation": self.validation, "test": test}
         for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
             self._assert_disjoint(first, sides[first], second, sides[second])
-        if np.intersect1d(self.train, self.seen).size:
-            raise ManifestError("An image is trained on and held out as seen.")
+        both = np.intersect1d(self.train, self.seen)
+        if both.size:
+            raise ManifestError(
+                f"{both.size} images are trained on and held out as seen; the first is "
+                f"'{self.manifest.paths[both[0]]}'. An image has one part."
+            )
+        self.seen_labels(self.manifest.labels[self.seen])  # refuses classes that are not trained on
 
     def _assert_disjoint(self, first: str, rows: Rows, second: str, others: Rows) -> None:
         labels = self.manifest.labels
@@ -77,7 +82,17 @@ class Split:
         return len(self.train_classes)
 
     def seen_labels(self, labels: Rows) -> Rows:
-        """The manifest's labels of training classes → `0 … C-1`."""
+        """The manifest's labels of training classes → `0 … C-1`.
+
+        Raises:
+            ManifestError: a label is of a class that is not trained on.
+        """
+        strange = np.setdiff1d(labels, self.train_classes)
+        if strange.size:
+            raise ManifestError(
+                f"Class '{self.manifest.class_names[strange[0]]}' has no training images, so it has no seen "
+                "label. Only training classes have one."
+            )
         return np.searchsorted(self.train_classes, labels)
 
     @property
@@ -145,6 +160,42 @@ def folds(manifest: Manifest, *, seed: int, seen_fraction: float, folds: int, fo
     return _split(manifest, classes[fold::folds], seed, seen_fraction)
 
 
+def matched_galleries(seen_labels: Rows, unseen_labels: Rows, seed: int) -> tuple[Rows, Rows]:
+    """Positions of seen and of unseen images that make two galleries of the same classes-and-images shape.
+
+    Retrieval among few classes is easier than among many, so the generalisation gap compares galleries with
+    equally many classes, and pairs of classes of equal size. As many classes as both sides have are drawn;
+    the larger ones of one side meet the larger ones of the other; of each pair the larger is cut down, by a
+    draw, to the smaller; pairs with a single image are dropped, as it could find nothing.
+
+    Args:
+        seen_labels: `(M,)` of held-out images of training classes.
+        unseen_labels: `(N,)` of test images.
+        seed: of the draws.
+
+    Returns:
+        Two arrays of positions, ascending, of the same length; empty if no pair of classes has two images.
+    """
+    sides = (seen_labels, unseen_labels)
+    count = min(len(np.unique(labels)) for labels in sides)
+    drawn = [_drawn_classes(labels, count, seed) for labels in sides]
+    sizes = [min(len(seen), len(unseen)) for seen, unseen in zip(*drawn, strict=True)]
+    galleries = []
+    for side in drawn:
+        kept = [rows[:size] for rows, size in zip(side, sizes, strict=True) if size > 1]
+        galleries.append(np.sort(np.concatenate([np.empty(0, dtype=np.int64), *kept])))
+    return galleries[0], galleries[1]
+
+
+def _drawn_classes(labels: Rows, count: int, seed: int) -> list[Rows]:
+    """Positions of the images of each of some classes, in random order; large classes first."""
+    classes = np.unique(labels)
+    drawn = classes[_order(classes.tolist(), seed, "matched classes")[:count]]
+    members = [np.flatnonzero(labels == label) for label in drawn]
+    shuffled = [rows[_order(rows.tolist(), seed, "matched images")] for rows in members]
+    return sorted(shuffled, key=len, reverse=True)
+
+
 def matched_rows(labels: Rows, reference_labels: Rows, seed: int) -> Rows:
     """Positions in `labels` of a subset with as many classes, and images a class, as `reference_labels` has.
 
@@ -159,9 +210,8 @@ def matched_rows(labels: Rows, reference_labels: Rows, seed: int) -> Rows:
     wanted = np.sort(np.unique(reference_labels, return_counts=True)[1])[::-1]
     classes, sizes = np.unique(labels, return_counts=True)
     drawn = _order(classes.tolist(), seed, "matched classes")[: len(wanted)]
-    drawn = sorted(drawn, key=lambda position: -sizes[position])
     chosen = []
-    for position, count in zip(drawn, wanted, strict=False):
+    for position, count in zip(sorted(drawn, key=lambda class_: -sizes[class_]), wanted, strict=False):
         rows = np.flatnonzero(labels == classes[position])
         chosen.append(rows[_order(rows.tolist(), seed, "matched images")[:count]])
     return np.sort(np.concatenate(chosen))
@@ -194,7 +244,7 @@ def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) 
     if not 0 <= fraction < 1:
         raise ValueError(f"protocol.seen_fraction={fraction}: wanted a share of at least 0 and below 1.")
     held: list[Rows] = [np.empty(0, dtype=np.int64)]
-    for label in np.unique(manifest.labels[rows]) if fraction else []:
+    for label in np.unique(manifest.labels[rows] if fraction else []):
         images = rows[manifest.labels[rows] == label]
         count = max(2, round(fraction * len(images)))
         if len(images) - count >= 2:

@@ -1,0 +1,308 @@
+"""Decoded images, kept: in memory for one run, or in one memory-mapped file that all runs and workers share.
+
+The file holds the pixels one after another, then an index `(N, 3)` int64 (offset, height, width), then a JSON
+description, the length of that, and eight bytes that only a complete file ends with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
+from unseen.files import replacing
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raise it with every change of the file's layout or of the pixels in it: older files are then made anew."""
+END = b"unseen\r\n"
+"""Last bytes of a complete file."""
+LONG = 2000
+"""From this many images on, decoding shows a progress bar."""
+
+
+class Images(Protocol):
+    """Whatever gives the pixels of a row."""
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Rows that were found to be unreadable, and why."""
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8."""
+
+
+class CacheError(ValueError):
+    """A file of decoded images that cannot be used; the message says why."""
+
+
+class Kept:
+    """Images in memory. Worker processes that are forked share it.
+
+    Args:
+        images: row → `(H, W, 3)` uint8.
+        problems: row → why it cannot be read.
+    """
+
+    def __init__(self, images: dict[int, Pixels], problems: dict[int, str]) -> None:
+        self.images = images
+        self.problems = problems
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8."""
+        return self.images[row]
+
+
+class Selected:
+    """Some of other images, all readable.
+
+    Args:
+        images: the others.
+        rows: `(N,)` their rows.
+    """
+
+    def __init__(self, images: Images, rows: NDArray[np.int64]) -> None:
+        self.images = images
+        self.rows = rows
+        self.problems: dict[int, str] = {}
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8."""
+        return self.images[int(self.rows[row])]
+
+
+class MemoryMapped:
+    """Images in a file; pages are read when they are touched, and shared by all processes.
+
+    Args:
+        path: a file that `memory_mapped` made.
+
+    Raises:
+        CacheError: the file is not complete.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description, self.index = _read_end(path)
+        self.problems = {int(row): text for row, text in self.description["problems"].items()}
+        self._pixels: Pixels | None = None
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8; changes to it do not reach the file."""
+        if self._pixels is None:
+            # By each process for itself; copy-on-write, as torch warns of arrays that cannot be written.
+            self._pixels = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="c"))
+        offset, height, width = self.index[row]
+        return self._pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pixels": None}
+
+
+def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Files:
+    """Images as their files hold them, decoded each time; see `memory_mapped` for the arguments.
+
+    With `keep_going` all are decoded once beforehand, to find those that cannot be.
+
+    Raises:
+        ImageError: none can be read.
+    """
+    if keep_going:
+        for row, image in enumerate(_decode(images, short_side, keep_going)):
+            if isinstance(image, ImageError):
+                images.problems[row] = str(image)
+    return images
+
+
+def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Kept:
+    """Images decoded now, for this run; see `memory_mapped` for the arguments.
+
+    Raises:
+        ImageError: an image cannot be read, and `keep_going` is false; or none can.
+    """
+    kept, problems = {}, {}
+    for row, image in enumerate(_decode(images, short_side, keep_going)):
+        if isinstance(image, ImageError):
+            problems[row] = str(image)
+        else:
+            kept[row] = image
+    return Kept(kept, problems)
+
+
+def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> MemoryMapped:
+    """The file of these images, made first if it is not there, or is incomplete, old, or of changed images.
+
+    Of several processes that need it at once, one makes it and the others wait.
+
+    Args:
+        images: what to decode.
+        short_side: larger images are resized so that their shorter side has this many pixels.
+        keep_going: note images that cannot be read in `problems`, instead of raising.
+        folder: where such files lie.
+
+    Raises:
+        ImageError: an image cannot be read, and `keep_going` is false; or none can.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path = folder / f"{_key(images, short_side)}.pixels"
+    wanted = {"version": VERSION, "sources": _sources(images)}
+    with suppress(CacheError):  # before locking: a finished cache may lie in a folder that is read-only
+        return _fitting(path, wanted)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock")):
+            try:
+                return _fitting(path, wanted)  # another process may have made it meanwhile
+            except CacheError as error:
+                log.info("%s Decoding %s images, once.", error, f"{len(images):,}")
+                return _make(path, wanted, images, short_side, keep_going)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: decoded images cannot be kept in data.cache_dir. Free space there, choose "
+            "another folder, or set data.cache=none",
+            str(folder),
+        ) from error
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Another process is decoding these images: waiting for it (%s).", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fitting(path: Path, wanted: dict[str, Any]) -> MemoryMapped:
+    if not path.exists():
+        raise CacheError(f"There is no cache '{path}' yet.")
+    try:
+        found = MemoryMapped(path)
+    except (ValueError, KeyError) as error:
+        raise CacheError(f"The cache '{path}' is broken: {error}.") from error
+    if found.description["version"] != wanted["version"]:
+        raise CacheError(f"The cache '{path}' was made by another version.")
+    if found.description["sources"] != wanted["sources"]:
+        raise CacheError(f"The cache '{path}' is stale: image files have changed since.")
+    return found
+
+
+def _make(
+    path: Path, wanted: dict[str, Any], images: Files, short_side: int, keep_going: bool
+) -> MemoryMapped:
+    for leftover in path.parent.glob(f".{path.stem}.*"):
+        leftover.unlink()  # of a process that was killed: whoever holds the lock is alone
+    index = np.zeros((len(images), 3), dtype="<i8")
+    problems: dict[int, str] = {}
+    offset = 0
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for row, image in enumerate(_decode(images, short_side, keep_going)):
+            if isinstance(image, ImageError):
+                problems[row] = str(image)
+                continue
+            index[row] = offset, *image.shape[:2]
+            offset += file.write(image.data)
+        description = json.dumps(wanted | {"count": len(images), "problems": problems}).encode()
+        file.write(index.tobytes() + description + len(description).to_bytes(8, "little") + END)
+        file.flush()
+        os.fsync(file.fileno())
+    return MemoryMapped(path)
+
+
+def _read_end(path: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Description and index; every length has to fit, or the file was cut or written by something else."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 16))
+        end = file.read()
+        length = int.from_bytes(end[:8], "little")
+        if len(end) < 16 or end[8:] != END or length > size - 16:
+            raise CacheError("it is truncated, or something else")
+        file.seek(size - 16 - length)
+        description = json.loads(file.read(length))
+        start = size - 16 - length - 24 * description["count"]
+        file.seek(max(0, start))
+        index = np.frombuffer(file.read(24 * description["count"]), dtype="<i8").reshape(-1, 3)
+    if 3 * int((index[:, 1] * index[:, 2]).sum()) != start:
+        raise CacheError(f"its index does not expect {start:,} bytes of pixels")
+    return description, index
+
+
+def _decode(images: Files, short_side: int, keep_going: bool) -> Iterator[Pixels | ImageError]:
+    def decode(row: int) -> Pixels | ImageError:
+        image = attempt(images, row)
+        return image if isinstance(image, ImageError) else shrink(image, short_side)
+
+    count = len(images)
+    decoded = track(in_order(decode, range(count)), "Decoding images", total=count, disable=count < LONG)
+    problems = 0
+    for image in decoded:
+        if isinstance(image, ImageError):
+            problems += 1
+            if problems == count or not keep_going:
+                raise image
+        yield image
+
+
+def shrink(image: Pixels, short_side: int) -> Pixels:
+    """Resize so that the shorter side has at most this many pixels, by Pillow's antialiased bilinear filter.
+
+    Args:
+        image: `(H, W, 3)` uint8.
+        short_side: pixels; smaller images stay what they are.
+
+    Returns:
+        `(h, w, 3)` uint8, contiguous.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if short <= short_side:
+        return np.ascontiguousarray(image)
+    # Cut off as torchvision's Resize does, so that a cached image is what evaluation would have made of it.
+    size = (width * short_side // short, height * short_side // short)
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _key(images: Files, short_side: int) -> str:
+    """Names what determines the pixels; labels and roles do not, so other splits share the file."""
+    manifest = images.manifest
+    digest = hashlib.sha256(f"{manifest.root.resolve()}|{short_side}".encode("utf-8", "surrogateescape"))
+    digest.update("\0".join(manifest.paths).encode("utf-8", "surrogateescape"))
+    if manifest.boxes is not None:
+        digest.update(manifest.boxes.astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _sources(images: Files) -> str:
+    """Changes when a file does: SHA-256 (hex) over sizes and times of change."""
+    digest = hashlib.sha256()
+    for row in range(len(images)):
+        try:
+            status = images.manifest.absolute(row).stat()
+            digest.update(f"{status.st_size}|{status.st_mtime_ns};".encode())
+        except OSError:
+            digest.update(b"missing;")
+    return digest.hexdigest()
+
+
+OPEN: dict[str, Callable[..., Images]] = {"none": uncached, "ram": in_memory, "memmap": memory_mapped}
+"""Choices of `data.cache`."""
