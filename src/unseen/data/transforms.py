@@ -27,6 +27,23 @@ def sequence(steps: Sequence[nn.Module]) -> nn.Module:
     return v2.Compose(list(steps))
 
 
+def random_resized_crop(size: int, scale: Sequence[float]) -> nn.Module:
+    """A random part of the image, of random aspect (3/4 to 4/3), resized to a square.
+
+    Args:
+        size: pixels of the square's side.
+        scale: smallest and largest share of the image's area.
+
+    Raises:
+        ValueError: the size is below 1, or the shares are not in (0, 1] or not in order.
+    """
+    _check_size(size)
+    smallest, largest = scale
+    if not 0 < smallest <= largest <= 1:
+        raise ValueError(f"scale={list(scale)}: wanted shares of the area, 0 < smallest ≤ largest ≤ 1.")
+    return v2.RandomResizedCrop(size, scale=(smallest, largest), antialias=True)
+
+
 def resized_center(size: int, resize: float) -> nn.Module:
     """The shorter side to `size × resize` pixels, then the centre square of `size`.
 
@@ -35,6 +52,12 @@ def resized_center(size: int, resize: float) -> nn.Module:
     Raises:
         ValueError: the size is below 1 or `resize` below 1.
     """
-    if size < 1 or resize < 1:
-        raise ValueError(f"data.image_size={size} and resize={resize}: both are at least 1.")
+    _check_size(size)
+    if resize < 1:
+        raise ValueError(f"resize={resize}: wanted at least 1, as the crop is cut from the resized image.")
     return v2.Compose([v2.Resize(round(size * resize), antialias=True), v2.CenterCrop(size)])
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"data.image_size={size}: wanted at least 1 pixel.")
