@@ -1,4 +1,4 @@
-"""Every choice of `transforms` keeps bytes, gives the size asked for, and evaluates the same way each time."""
+"""Every choice of `transforms` keeps bytes, gives the size asked for, and evaluates in one way."""
 
 from __future__ import annotations
 

@@ -96,20 +96,19 @@ class MemoryMapped:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.description, self.index = _read_end(path)
+        # Opened once, so that pixels and index are of one file even if another run replaces it meanwhile.
+        # Copy-on-write, as torch warns of arrays that cannot be written.
+        self._bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        self.description, self.index = _read_end(self._bytes)
         self.problems = {int(row): text for row, text in self.description["problems"].items()}
-        self._pixels: Pixels | None = None
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8; changes to it do not reach the file."""
-        if self._pixels is None:
-            # By each process for itself; copy-on-write, as torch warns of arrays that cannot be written.
-            self._pixels = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="c"))
         offset, height, width = self.index[row]
-        return self._pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
+        return self._bytes[offset : offset + 3 * height * width].reshape(height, width, 3)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pixels": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemoryMapped, (self.path,)  # another process opens it for itself
 
 
 def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Files:
@@ -197,7 +196,7 @@ def _fitting(path: Path, wanted: dict[str, Any]) -> MemoryMapped:
         raise CacheError(f"There is no cache '{path}' yet.")
     try:
         found = MemoryMapped(path)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"The cache '{path}' is broken: {error}.") from error
     if found.description["version"] != wanted["version"]:
         raise CacheError(f"The cache '{path}' was made by another version.")
@@ -228,20 +227,15 @@ def _make(
     return MemoryMapped(path)
 
 
-def _read_end(path: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
+def _read_end(content: Pixels) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """Description and index; every length has to fit, or the file was cut or written by something else."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 16))
-        end = file.read()
-        length = int.from_bytes(end[:8], "little")
-        if len(end) < 16 or end[8:] != END or length > size - 16:
-            raise CacheError("it is truncated, or something else")
-        file.seek(size - 16 - length)
-        description = json.loads(file.read(length))
-        start = size - 16 - length - 24 * description["count"]
-        file.seek(max(0, start))
-        index = np.frombuffer(file.read(24 * description["count"]), dtype="<i8").reshape(-1, 3)
+    end = len(content) - 16
+    length = int.from_bytes(content[end : end + 8].tobytes(), "little")
+    if end < 0 or content[end + 8 :].tobytes() != END or length > end:
+        raise CacheError("it is truncated, or something else")
+    description = json.loads(content[end - length : end].tobytes())
+    start = end - length - 24 * description["count"]
+    index = np.frombuffer(content[max(0, start) : end - length].tobytes(), dtype="<i8").reshape(-1, 3)
     if 3 * int((index[:, 1] * index[:, 2]).sum()) != start:
         raise CacheError(f"its index does not expect {start:,} bytes of pixels")
     return description, index
@@ -258,8 +252,10 @@ def _decode(images: Files, short_side: int, keep_going: bool) -> Iterator[Pixels
     for image in decoded:
         if isinstance(image, ImageError):
             problems += 1
-            if problems == count or not keep_going:
+            if not keep_going:
                 raise image
+            if problems == count:
+                raise ImageError(f"None of the {count} images can be read. The last: {image}")
         yield image
 
 
