@@ -27,6 +27,7 @@ from unseen.experiments.pictures import training_curves
 from unseen.experiments.record import RunRecord
 from unseen.experiments.table import results_table
 from unseen.learner import MetricLearner
+from unseen.learner.allocator import keep_freed_memory
 from unseen.learner.measure import Evaluate, Measurement, measure
 from unseen.learner.throughput import Throughput
 from unseen.nn.embedder import Embedder
@@ -40,7 +41,9 @@ warnings.filterwarnings("ignore", message="Experiment logs directory .* exists a
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
 
 MONITOR = "validation/map_at_r"
-LOADING_KEYS = ("workers", "evaluation_batch_size")
+LOADING_KEYS = (
+    "workers", "evaluation_batch_size", "exclude", "on_error", "crop_to_box", "cache", "cache_size", "cache_dir",
+)  # fmt: skip
 
 
 @dataclass
@@ -169,6 +172,8 @@ def execute(run: Run) -> RunRecord:
         run.data.manifest.save(run.folder / "manifest.csv")
         for logger in run.trainer.loggers:
             logger.log_hyperparams({**run.config, "choices": run.choices})
+        if run.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         with run.timed("train"):
             run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.config["resume_from"])
         _restore_chosen(run)

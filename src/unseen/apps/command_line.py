@@ -130,10 +130,18 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
             config = compose(config_name, overrides=own + [_plain(override) for override in groups])
         except HydraException as error:
             raise UsageError(str(error)) from error
+        # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
+        content = _plain_content(config)
         for override in parsed:
             if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
-                _check_key(override, config)
-                _check_type(override, config)
+                _check_key(override, content)
+                _check_type(override, content)
+
+
+def _plain_content(config: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def _parse(override: str) -> Override:
@@ -189,21 +197,18 @@ def _check_choice(override: Override, own: Sequence[str]) -> None:
         )
 
 
-def _check_key(override: Override, config: DictConfig) -> None:
-    node: Any = config
+def _check_key(override: Override, content: dict[str, Any]) -> None:
+    node: Any = content
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, dict):
             return
-        # Not `part in node`: that is false for a mandatory key without a value.
-        if part in node.keys():  # noqa: SIM118
-            node = node._get_node(part)
+        if part in node:
+            node = node[part]
             continue
         parent = ".".join(parts[:depth])
-        if not parent:
-            names = sorted({*map(str, config), *_group_options("", ObjectType.GROUP)} - {"hydra"})
-        else:
-            names = sorted(str(name) for name in node if not str(name).startswith("_"))
+        groups = [] if parent else _group_options("", ObjectType.GROUP)
+        names = sorted({str(name) for name in (*node, *groups) if not str(name).startswith("_")} - {"hydra"})
         where = f"'{parent}' has the keys" if parent else "Groups and keys"
         raise UsageError(
             f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)}. "
@@ -211,11 +216,10 @@ def _check_key(override: Override, config: DictConfig) -> None:
         )
 
 
-def _check_type(override: Override, config: DictConfig) -> None:
-    parent, _, key = override.key_or_group.rpartition(".")
-    node: Any = OmegaConf.select(config, parent) if parent else config
-    # The raw value: an interpolation may refer to what Hydra sets only when the job runs.
-    default = node._get_node(key)._value() if isinstance(node, DictConfig) and key in node.keys() else None  # noqa: SIM118
+def _check_type(override: Override, content: dict[str, Any]) -> None:
+    default: Any = content
+    for part in override.key_or_group.split("."):
+        default = default.get(part) if isinstance(default, dict) else None
     value = _first(override)
     if not isinstance(default, bool | int | float) or value is None or str(value).startswith("${"):
         return
