@@ -42,8 +42,15 @@ warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is 
 
 MONITOR = "validation/map_at_r"
 LOADING_KEYS = (
-    "workers", "evaluation_batch_size", "exclude", "on_error", "crop_to_box", "cache", "cache_size", "cache_dir",
-)  # fmt: skip
+    "workers",
+    "evaluation_batch_size",
+    "exclude",
+    "on_error",
+    "crop_to_box",
+    "cache",
+    "cache_size",
+    "cache_dir",
+)
 
 
 @dataclass

@@ -11,10 +11,10 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next tensor, instead of returning it to the system each time.
+    """Let the C library keep freed memory for the next tensor, instead of returning it to the system.
 
-    Activations of tens of megabytes are otherwise mapped and unmapped in every layer: 52–61 images/s
-    became 105–108 for MobileNetV2 at 128 pixels on two cores. The process holds on to its peak in return.
+    Activations of tens of megabytes are otherwise mapped and unmapped in every layer: MobileNetV2 at 128
+    pixels on two cores went from 52–61 to 105–108 images/s. The process holds on to its peak in return.
 
     Returns:
         Whether it could be set: glibc only.
