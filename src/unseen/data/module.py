@@ -208,9 +208,8 @@ class DataModule(LightningDataModule):
 
     def _leave_out(self, problems: dict[int, str], on_error: str) -> None:
         if on_error == "raise":
-            raise ImageError(
-                f"{len(problems)} images cannot be read. The first: {next(iter(problems.values()))}"
-            )
+            first = next(iter(problems.values()))
+            raise ImageError(f"{len(problems)} of {len(self.manifest)} images cannot be read. First: {first}")
         for problem in problems.values():
             log.warning("Left out: %s", problem)
         log.warning("%d of %d images cannot be read and are left out.", len(problems), len(self.manifest))
@@ -245,6 +244,7 @@ class DataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each pass would move the global one
         )
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
@@ -259,6 +259,7 @@ class DataModule(LightningDataModule):
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each pass would move the global one
         )
 
     def _make_sampler(self) -> ResumableBatchSampler:
