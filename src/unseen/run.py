@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unseen.data.module import DataModule
+from unseen.data.preflight import watched_preflight
 from unseen.draw import draw
 from unseen.experiments.dashboard import finish, log_pictures, log_results
 from unseen.experiments.pictures import training_curves
@@ -106,6 +107,7 @@ def build(config: DictConfig) -> Run:
         )
     evaluation = functools.partial(evaluate, **_plain(config.metrics))
     learner, data = _build_learner(config, evaluation)
+    _look_before(config, data, folder)
     return Run(
         config=_plain(config),
         choices={group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items()},
@@ -121,6 +123,24 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
+    """Before a long run, refuse images that cannot be read and tests that leak; once a data set.
+
+    Raises:
+        ValueError: the data must not be trained on.
+    """
+    if config.check_from is None or len(data.split.train) * config.trainer.max_epochs < config.check_from:
+        return
+    passed = Path(config.data.cache_dir).expanduser() / "checked" / data.manifest.content_hash
+    if (passed / "report.json").is_file():
+        return
+    report = watched_preflight(data.manifest, config.check, Console(stderr=True))
+    report.write(folder / "check")
+    if report.errors:
+        raise ValueError(f"{report.errors[0]} The report is in {folder / 'check'}.")
+    report.write(passed)
 
 
 def _build_learner(config: DictConfig, evaluation: Evaluate) -> tuple[MetricLearner, DataModule]:

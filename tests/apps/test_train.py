@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -175,3 +176,24 @@ def test_help_explains_the_groups_in_words(tmp_path):
     for group in ("ablation", "backbone", "fusion", "adversary", "protocol"):
         assert group in result.stdout
     assert "proxy_anchor" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_long_run_looks_at_its_images_first_and_only_once(tmp_path, coloured_tree, tiny_run):
+    leaky = tmp_path / "leaky"
+    shutil.copytree(coloured_tree, leaky)
+    shutil.copy(leaky / "class 0" / "0.png", leaky / "class 7" / "again.png")
+    overrides = [*tiny_run, "check_from=0", f"data.root={leaky}", f"data.cache_dir={tmp_path / 'cache'}"]
+    overrides += ["sampler.classes_per_batch=4"]
+    with pytest.raises(UsageError, match="in training and in test") as error, building():
+        build(load_config(overrides, run_folder=tmp_path / "run"))
+    quarantine = tmp_path / "run" / "check" / "quarantine.txt"
+    assert str(quarantine.parent) in str(error.value)
+    # What the report quarantines, data.exclude leaves out: then the run may start.
+    overrides += [f"data.exclude={quarantine}"]
+    run = build(load_config(overrides, run_folder=tmp_path / "run"))
+    assert len(run.data.manifest) == 8 * 8, "the copy in training is left out"
+    [report] = (tmp_path / "cache" / "checked").glob("*/report.json")
+    written = report.stat().st_mtime_ns
+    build(load_config(overrides, run_folder=tmp_path / "run"))
+    assert report.stat().st_mtime_ns == written

@@ -8,10 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import MofNCompleteColumn, Progress
 
 from unseen.apps.command_line import UsageError, building, command
-from unseen.data.preflight import preflight
+from unseen.data.module import without
+from unseen.data.preflight import watched_preflight
 
 
 @command("check")
@@ -20,10 +20,9 @@ def main(config: DictConfig) -> None:
     if "data" not in config:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
     console = Console(stderr=True)
-    with building(), Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        manifest = instantiate(config.data.source)
-        task = bar.add_task("Looking at images", total=len(manifest))
-        report = preflight(manifest, **config.check, progress=lambda done: bar.update(task, completed=done))
+    with building():
+        manifest = without(instantiate(config.data.source), config.data.exclude)
+        report = watched_preflight(manifest, config.check, console)
         report.write(Path(config.output))
     console.print(Markdown(report.markdown()))
     console.print(f"Written to {config.output}: report.md, report.json, quarantine.txt")

@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress as ProgressBar
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from unseen.data.images import Pixels, read_image
 from unseen.data.manifest import Manifest
+from unseen.files import replacing
 
 THUMBNAIL = 16
 """Side of the small copies that near duplicates are compared by."""
@@ -216,6 +219,14 @@ def preflight(
     )
 
 
+def watched_preflight(manifest: Manifest, options: Mapping[str, Any], console: Console) -> Report:
+    """`preflight` with the keys of `conf/check`, under a progress bar."""
+    columns = (*ProgressBar.get_default_columns(), MofNCompleteColumn())
+    with ProgressBar(*columns, console=console) as bar:
+        task = bar.add_task("Looking at images", total=len(manifest))
+        return preflight(manifest, **options, progress=lambda done: bar.update(task, completed=done))
+
+
 def _rows(whole: NDArray[np.int64], group: Rows) -> Rows:
     return tuple(int(whole[position]) for position in group)
 
@@ -388,11 +399,5 @@ def _group_line(report: Report, group: Rows) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
