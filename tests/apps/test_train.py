@@ -191,9 +191,9 @@ def test_a_long_run_looks_at_its_images_first_and_only_once(tmp_path, coloured_t
     assert str(quarantine.parent) in str(error.value)
     # What the report quarantines, data.exclude leaves out: then the run may start.
     overrides += [f"data.exclude={quarantine}"]
-    run = build(load_config(overrides, run_folder=tmp_path / "run"))
+    run = build(load_config(overrides, run_folder=tmp_path / "second"))
     assert len(run.data.manifest) == 8 * 8, "the copy in training is left out"
     [report] = (tmp_path / "cache" / "checked").glob("*/report.json")
     written = report.stat().st_mtime_ns
-    build(load_config(overrides, run_folder=tmp_path / "run"))
+    build(load_config(overrides, run_folder=tmp_path / "second"))
     assert report.stat().st_mtime_ns == written
