@@ -1,4 +1,4 @@
-"""The class adversary (CANN): a classifier of the seen classes whose gradient the features are made to resist.
+"""The class adversary (CANN): a classifier of the seen classes, whose gradient the features resist.
 
 Only the abstract of Al-Kaabi et al. (2022) describes it; this is a reconstruction after DANN (Ganin &
 Lempitsky 2015): `min_{θ_f, θ_e, proxies} max_{θ_c} L_DML − λ L_cls`, one optimiser step for all.
@@ -97,9 +97,7 @@ class ClassAdversary(nn.Module, ABC):
             raise ValueError(f"on={on!r}: the adversary sees 'fused' or 'embedding'.")
         if not strength(1.0) >= 0:
             raise ValueError(f"strength.maximum={strength(1.0)}: λ is not negative.")
-        self.head = nn.Sequential(
-            nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
-        )
+        self.head = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
         self.label_smoothing = label_smoothing
         self.strength_at = strength
         self.on = on
@@ -122,7 +120,7 @@ class GradientReversal(ClassAdversary):
 
 
 class Confusion(ClassAdversary):
-    """The features climb the entropy of the head's posterior with weight λ; the head learns on detached features.
+    """The features climb the entropy of the head's posterior with weight λ; the head learns on detached ones.
 
     After the confusion loss of Tzeng et al. (2015), with entropy in place of the cross entropy to uniform.
     """

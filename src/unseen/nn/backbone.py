@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         options: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
-        self.network = _create(model, image_size, dict(options or {}))
+        self.network: Any = _create(model, image_size, dict(options or {}))
         load_weights(self.network, weights)
         own = resolve_model_data_config(self.network)
         for name, values in (("mean", mean or own["mean"]), ("std", std or own["std"])):
@@ -160,9 +160,7 @@ def _module_name(network: nn.Module, stages: Sequence[str], tap: int | str) -> s
     if tap not in modules:
         close = difflib.get_close_matches(tap, modules, n=3)
         hint = f" Close to it: {', '.join(close)}." if close else ""
-        raise ValueError(
-            f"taps: this backbone has no module '{tap}'. Its stages: {', '.join(stages)}.{hint}"
-        )
+        raise ValueError(f"taps: this backbone has no module '{tap}'. Its stages: {', '.join(stages)}.{hint}")
     return tap
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,14 +54,15 @@ class Embedder(nn.Module):
             raise ValueError(f"embedding.size={size}: an embedding has at least 1 dimension.")
         self.backbone = backbone
         self.fusion = fusion(tap_channels=backbone.tap_channels, final_channels=backbone.final_channels)
-        self.projection = nn.Linear(self.fusion.out_features, size)
+        features: int = self.fusion.out_features  # type: ignore[assignment]
+        self.projection = nn.Linear(features, size)
         self.normalize = normalize
         self.frozen_batch_norm = frozen_batch_norm
         self._backbone_is_frozen = False
         self.train(self.training)
 
     def forward(self, images: Tensor) -> Embedded:
-        """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and what it is made of."""
+        """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
         maps = self.backbone(images)
         fused = self.fusion(maps)
         embedding = self.projection(fused.features)

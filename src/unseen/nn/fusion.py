@@ -2,7 +2,7 @@
 
 Equations as in the code that the third author of Al-Kaabi et al. (2022) published with a later work. With
 `u = GAP(final map)` and taps projected to `M_l`, `(C, H_l, W_l)`:
-`a_l = softmax_i c_l(i)`, `p_l = Σ_i a_l(i) M_l(i)`, `f = [p_1; …; p_L]`. The fusions differ in the score `c_l`.
+`a_l = softmax_i c_l(i)`, `p_l = Σ_i a_l(i) M_l(i)`, `f = [p_1; …; p_L]`. Fusions differ in the score `c_l`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Fused(NamedTuple):
 
 
 def additive_score(positions: Tensor, query: Tensor, weights: Tensor) -> Tensor:
-    """`w^T (M(i) + u)`, the published form. `w^T u` is the same at every position: softmax cancels the query."""
+    """`w^T (M(i) + u)`, as published. `w^T u` is the same at every position: softmax cancels the query."""
     return torch.einsum("bcp,c->bp", positions + query, weights)
 
 
@@ -108,7 +108,7 @@ class AttentionFusion(nn.Module):
         self.out_features = len(tap_channels) * final_channels
 
     def forward(self, maps: FeatureMaps) -> Fused:
-        """Taps `(B, C_l, H_l, W_l)` and final map `(B, C, H, W)` → features `(B, L·C)` and L attention maps."""
+        """Taps `(B, C_l, H_l, W_l)`, final map `(B, C, H, W)` → features `(B, L·C)` and L attention maps."""
         query = maps.final.mean((2, 3)).unsqueeze(2)
         weights = self.weights.expand(len(maps.taps), -1)
         pooled = [

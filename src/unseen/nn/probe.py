@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def probe_accuracy(features: Tensor, labels: Tensor) -> float:
-    """Accuracy, in [0, 1], of a ridge classifier trained on every other image of each class, tested on the rest.
+    """Accuracy, in [0, 1], of a ridge classifier: learned from every other image, tested on the rest.
 
     Args:
         features: `(N, D)`; each feature is centred and scaled by the training half.

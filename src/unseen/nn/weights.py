@@ -61,9 +61,9 @@ def _load_from_file(network: nn.Module, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"weights='{path}': no such file. Choices: none, timm, or the path of a file.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"weights='{path}' could not be read as weights: {error}") from error

@@ -1,0 +1,52 @@
+"""Every choice of the groups of networks builds, and gives what it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from unseen.apps.command_line import config_folder, load_config
+from unseen.nn.embedder import Embedder
+
+TREE = "data.root=/images"
+
+
+def choices(group):
+    return sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml") if path.stem[0] != "_")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", choices("backbone"))
+def test_every_backbone_builds_with_three_taps(choice):
+    size = {"inception": 96, "swin": 56}.get(choice, 64)
+    config = load_config(
+        ["data=folder", TREE, f"backbone={choice}", "backbone.weights=none", f"data.image_size={size}"]
+    )
+    backbone = instantiate(config.backbone).eval()
+    assert len(backbone.tap_names) == 3
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    assert [tap.shape[1] for tap in maps.taps] == backbone.tap_channels
+
+
+@pytest.mark.parametrize("choice", choices("fusion"))
+def test_every_fusion_joins_a_backbone(choice):
+    config = load_config([f"fusion={choice}"])
+    embedder = Embedder(instantiate(config.backbone), instantiate(config.fusion), **config.embedding)
+    embedded = embedder.eval()(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+    assert embedded.embedding.shape == (2, config.embedding.size)
+    assert embedded.fused.features.shape == (2, embedder.fusion.out_features)
+    assert bool(embedded.fused.attention) == choice.startswith("attention")
+
+
+@pytest.mark.parametrize("choice", choices("adversary"))
+def test_every_adversary_gives_a_loss_or_is_none(choice):
+    make = instantiate(load_config([f"adversary={choice}"]).adversary)
+    if choice == "none":
+        assert make is None
+        return
+    adversary = make(in_features=5, num_classes=3)
+    output = adversary(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]), adversary.strength_at(0.5))
+    assert output.loss.isfinite()
+    assert output.logits.shape == (4, 3)

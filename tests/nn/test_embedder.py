@@ -1,0 +1,71 @@
+"""What the embedder promises: lengths, shapes, and that the frozen stays frozen."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from unseen.nn.backbone import Backbone
+from unseen.nn.embedder import Embedder
+from unseen.nn.fusion import AttentionFusion, LastMap, tanh_score
+
+
+def made(fusion=LastMap, **changes):
+    torch.manual_seed(0)
+    backbone = Backbone(
+        "resnet10t", image_size=32, taps=None, weights="none", mean=None, std=None, options=None
+    )
+    return Embedder(
+        backbone, fusion, **({"size": 7, "normalize": True, "frozen_batch_norm": False} | changes)
+    )
+
+
+def images():
+    return torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+
+def test_embeddings_have_length_one_or_are_the_plain_linear_map():
+    attention = partial(AttentionFusion, score=tanh_score, per_tap=False)
+    embedder, given = made(attention).eval(), images()
+    embedded = embedder(given)
+    assert embedded.embedding.shape == (4, 7)
+    torch.testing.assert_close(embedded.embedding.norm(dim=1), torch.ones(4))
+    assert len(embedded.fused.attention) == 3
+    embedder.normalize = False
+    plain = embedder(given)
+    torch.testing.assert_close(plain.embedding, embedder.projection(plain.fused.features))
+    torch.testing.assert_close(nn.functional.normalize(plain.embedding), embedded.embedding)
+
+
+def statistics(embedder):
+    return {name: value.clone() for name, value in embedder.named_buffers() if "running" in name}
+
+
+def test_frozen_batch_norm_survives_training_mode():
+    for frozen in (True, False):
+        embedder = made(frozen_batch_norm=frozen)
+        embedder.train()
+        before = statistics(embedder)
+        embedder(images())
+        same = all(torch.equal(value, before[name]) for name, value in statistics(embedder).items())
+        assert same == frozen
+
+
+def test_a_frozen_backbone_neither_learns_nor_drifts_and_can_be_thawed():
+    embedder = made().train()
+    embedder.freeze_backbone(True)
+    before = statistics(embedder)
+    embedder(images()).embedding.sum().backward()
+    assert all(parameter.grad is None for parameter in embedder.backbone.parameters())
+    assert embedder.projection.weight.grad is not None
+    assert all(torch.equal(value, before[name]) for name, value in statistics(embedder).items())
+    embedder.freeze_backbone(False)
+    embedder(images()).embedding.square()[:, 0].sum().backward()
+    assert all(parameter.grad is not None for parameter in embedder.backbone.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in statistics(embedder).items())
+
+
+def test_an_embedding_has_a_dimension():
+    with pytest.raises(ValueError, match=r"embedding\.size=0"):
+        made(size=0)

@@ -1,0 +1,159 @@
+"""Fusions against loops over positions, and the finding that the published attention ignores its query."""
+
+import numpy as np
+import pytest
+import torch
+
+from unseen.nn.backbone import FeatureMaps
+from unseen.nn.fusion import (
+    AttentionFusion,
+    LastMap,
+    PooledTaps,
+    additive_score,
+    dot_score,
+    tanh_score,
+)
+
+CHANNELS, FINAL = [3, 6, 5], 6
+SHAPES = [(5, 4), (3, 3), (2, 1)]
+
+
+def maps(seed=0, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    taps = [
+        torch.randn(batch, channels, *shape, generator=generator)
+        for channels, shape in zip(CHANNELS, SHAPES, strict=True)
+    ]
+    return FeatureMaps(taps, torch.randn(batch, FINAL, 2, 2, generator=generator))
+
+
+def fusion(score, per_tap=False):
+    torch.manual_seed(1)
+    made = AttentionFusion(CHANNELS, FINAL, score=score, per_tap=per_tap)
+    torch.nn.init.normal_(made.weights)  # they start at zero, where every score is the same
+    return made
+
+
+def score_of(name, position, query, weight):
+    if name == "additive":
+        return weight @ (position + query)
+    if name == "tanh":
+        return weight @ np.tanh(position + query)
+    return (weight * position) @ query / np.sqrt(len(query))
+
+
+def by_loops(module, given, name):
+    features, attention = [], []
+    for image in range(len(given.final)):
+        query = given.final[image].numpy().mean((1, 2))
+        row, weights_of_taps = [], []
+        for tap, project in enumerate(module.projections):
+            field = given.taps[tap][image].numpy()
+            kernel = (
+                project.weight[:, :, 0, 0].detach().numpy() if hasattr(project, "weight") else np.eye(FINAL)
+            )
+            weight = module.weights[tap if len(module.weights) > 1 else 0].detach().numpy()
+            positions = [
+                kernel @ field[:, y, x] for y in range(field.shape[1]) for x in range(field.shape[2])
+            ]
+            scores = np.array([score_of(name, position, query, weight) for position in positions])
+            shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            row += list(sum(share * position for share, position in zip(shares, positions, strict=True)))
+            weights_of_taps.append(shares.reshape(field.shape[1:]))
+        features.append(row)
+        attention.append(weights_of_taps)
+    return np.array(features), attention
+
+
+@pytest.mark.parametrize("per_tap", [False, True])
+@pytest.mark.parametrize(
+    ("name", "score"), [("additive", additive_score), ("tanh", tanh_score), ("dot", dot_score)]
+)
+def test_attention_agrees_with_loops_over_positions(name, score, per_tap):
+    module, given = fusion(score, per_tap), maps()
+    assert len(module.weights) == (len(CHANNELS) if per_tap else 1)
+    fused = module(given)
+    features, attention = by_loops(module, given, name)
+    assert fused.features.shape == (2, module.out_features) == (2, 3 * FINAL)
+    np.testing.assert_allclose(fused.features.detach(), features, rtol=1e-4, atol=1e-5)
+    for tap, shape in enumerate(SHAPES):
+        assert fused.attention[tap].shape == (2, *shape)
+        torch.testing.assert_close(fused.attention[tap].sum((1, 2)), torch.ones(2))
+        for image in range(2):
+            np.testing.assert_allclose(
+                fused.attention[tap][image].detach(), attention[image][tap], rtol=1e-4, atol=1e-6
+            )
+
+
+def test_the_published_attention_ignores_its_query():
+    module, given = fusion(additive_score), maps()
+    other = FeatureMaps(given.taps, maps(seed=9).final * 10)
+    torch.testing.assert_close(module(given).features, module(other).features)
+    final = given.final.clone().requires_grad_()
+    module(FeatureMaps(given.taps, final)).features.square().sum().backward()
+    torch.testing.assert_close(final.grad, torch.zeros_like(final), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("score", [tanh_score, dot_score])
+def test_in_the_other_attentions_the_query_matters(score):
+    module, given = fusion(score), maps()
+    other = FeatureMaps(given.taps, maps(seed=9).final)
+    assert (module(given).features - module(other).features).abs().max() > 1e-2
+    final = given.final.clone().requires_grad_()
+    module(FeatureMaps(given.taps, final)).features.square().sum().backward()
+    assert final.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("score", [additive_score, tanh_score, dot_score])
+def test_attention_starts_as_the_mean_and_can_leave_it(score):
+    torch.manual_seed(1)
+    pooled, module = PooledTaps(CHANNELS, FINAL), AttentionFusion(CHANNELS, FINAL, score=score, per_tap=False)
+    module.projections.load_state_dict(pooled.projections.state_dict())
+    torch.testing.assert_close(module(maps()).features, pooled(maps()).features)
+    module(maps()).features.square().sum().backward()
+    assert module.weights.grad.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("score", [tanh_score, additive_score])
+def test_attention_learns_where_to_look(score):
+    """One position in sixteen is marked and tells the class; the others are noise."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 2, (256,))
+    field = torch.randn(256, 8, 4, 4)
+    place = torch.randint(0, 16, (256,))
+    rows = torch.arange(256)
+    field[:, 0] *= 0.3
+    field[rows, 0, place // 4, place % 4] = 2.0  # the mark
+    field[rows, 1, place // 4, place % 4] = labels * 4.0 - 2  # the class
+    given = FeatureMaps([field], torch.zeros(256, 8, 1, 1))
+
+    module, head = AttentionFusion([8], 8, score=score, per_tap=False), torch.nn.Linear(8, 2)
+    optimizer = torch.optim.Adam([*module.parameters(), *head.parameters()], lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(module(given).features), labels).backward()
+        optimizer.step()
+    found = module(given).attention[0].flatten(1).argmax(1)
+    assert (found == place).float().mean() > 0.5, "chance is one in sixteen"
+
+
+def test_the_baseline_is_the_pooled_final_map_and_multi_layer_means_are_means():
+    given = maps()
+    last = LastMap(CHANNELS, FINAL)
+    np.testing.assert_allclose(last(given).features, given.final.numpy().mean((2, 3)), rtol=1e-5)
+    assert last(given).attention == []
+    assert last.out_features == FINAL
+    pooled = PooledTaps(CHANNELS, FINAL)
+    assert isinstance(pooled.projections[1], torch.nn.Identity), "a tap that has C channels is not projected"
+    assert pooled.projections[0].bias is None
+    kernel = pooled.projections[0].weight[:, :, 0, 0].detach().numpy()
+    wanted = given.taps[0].numpy().mean((2, 3)) @ kernel.T
+    np.testing.assert_allclose(pooled(given).features[:, :FINAL].detach(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [PooledTaps, lambda *a: AttentionFusion(*a, score=tanh_score, per_tap=False)]
+)
+def test_a_multi_layer_fusion_without_taps_is_refused(make):
+    with pytest.raises(ValueError, match=r"backbone\.taps is empty.*fusion=last"):
+        make([], FINAL)
