@@ -171,7 +171,7 @@ def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_cla
     if make is None:
         return None
     sizes = {"fused": embedder.fusion.out_features, "embedding": embedding_size}
-    return make(in_features=sizes[make.keywords["on"]], num_classes=num_classes)
+    return make(in_features=sizes[make.keywords["sees"]], num_classes=num_classes)
 
 
 def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Trainer:

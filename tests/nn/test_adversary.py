@@ -25,7 +25,7 @@ def adversary(kind, smoothing=0.1, **changes):
         "hidden": 8,
         "label_smoothing": smoothing,
         "strength": lambda progress: constant(progress, maximum=0.5),
-        "on": "fused",
+        "sees": "fused",
     }
     return kind(D, C, **(settings | changes))
 
@@ -104,7 +104,7 @@ def test_schedules_follow_their_formulas():
     [
         ({"hidden": 0}, "hidden=0"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
-        ({"on": "pixels"}, "'pixels'.*'fused' or 'embedding'"),
+        ({"sees": "pixels"}, "'pixels'.*'fused' or 'embedding'"),
         ({"strength": lambda progress: -1.0}, "maximum=-1.0"),
     ],
 )
@@ -120,7 +120,7 @@ def train_extractor(kind, strength):
     images = torch.randn(400, 6)
     images[:, 0] += 4 * labels - 2
     extractor = torch.nn.Linear(6, 4)
-    module = kind(4, 2, hidden=16, label_smoothing=0.0, strength=lambda progress: strength, on="fused")
+    module = kind(4, 2, hidden=16, label_smoothing=0.0, strength=lambda progress: strength, sees="fused")
     # The features must keep something: here the second pixel, as the metric loss would ask.
     decoder = torch.nn.Linear(4, 1)
     optimizer = torch.optim.Adam(

@@ -72,7 +72,7 @@ class MetricLearner(LightningModule):
         if self.adversary is None:
             return None
         strength = self.adversary.strength_at(self.progress)
-        features = embedded.fused.features if self.adversary.on == "fused" else embedded.embedding
+        features = embedded.fused.features if self.adversary.sees == "fused" else embedded.embedding
         output = self.adversary(features, labels, strength)
         accuracy = (output.logits.argmax(1) == labels).float().mean()
         cross_entropy = nn.functional.cross_entropy(output.logits.detach().float(), labels)

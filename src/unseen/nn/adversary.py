@@ -72,10 +72,10 @@ class ClassAdversary(nn.Module, ABC):
         hidden: h.
         label_smoothing: of the cross entropy, in [0, 1].
         strength: λ as a function of training progress.
-        on: what the adversary sees: the `fused` features or the `embedding`.
+        sees: what the adversary sees: the `fused` features or the `embedding`.
 
     Raises:
-        ValueError: a size is below 1, the smoothing outside [0, 1], or `on` unknown.
+        ValueError: a size is below 1, the smoothing outside [0, 1], or `sees` unknown.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class ClassAdversary(nn.Module, ABC):
         hidden: int,
         label_smoothing: float,
         strength: Strength,
-        on: Literal["fused", "embedding"],
+        sees: Literal["fused", "embedding"],
     ) -> None:
         super().__init__()
         if hidden < 1:
             raise ValueError(f"hidden={hidden}: the adversary's hidden layer needs at least 1 unit.")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing={label_smoothing}: wanted a number in [0, 1].")
-        if on not in ("fused", "embedding"):
-            raise ValueError(f"on={on!r}: the adversary sees 'fused' or 'embedding'.")
+        if sees not in ("fused", "embedding"):
+            raise ValueError(f"sees={sees!r}: the adversary sees 'fused' or 'embedding'.")
         if not strength(1.0) >= 0:
             raise ValueError(f"strength.maximum={strength(1.0)}: λ is not negative.")
         self.head = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
         self.label_smoothing = label_smoothing
         self.strength_at = strength
-        self.on = on
+        self.sees = sees
 
     @abstractmethod
     def forward(self, features: Tensor, labels: Tensor, strength: float) -> AdversaryOutput:
