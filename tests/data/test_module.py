@@ -66,6 +66,11 @@ def module(manifest: Manifest, tmp_path: Path) -> Callable[..., DataModule]:
             "seed": 3,
             "workers": 0,
             "evaluation_batch_size": 7,
+            "exclude": None,
+            "on_error": "raise",
+            "crop_to_box": False,
+            "cache": "none",
+            "cache_size": 256,
             "cache_dir": tmp_path / "caches",
         }
         return DataModule(**arguments | changes)
@@ -388,6 +393,24 @@ def test_a_resumed_run_sees_exactly_what_an_uninterrupted_one_sees(
         done = epochs * steps_of_epoch + rest * accumulated
         seen = fit(data(), [], checkpoint, limit_val_batches=1, **options).seen
         assert seen == whole[done:], checkpoint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_may_be_interrupted_again_and_again(module: Callable[..., DataModule], tmp_path: Path) -> None:
+    """Each checkpoint here was saved by a run that itself was resumed from the one before.
+
+    After the last batch of an epoch it is the one saved at the epoch's end: Lightning 2.6 miscounts epochs
+    when a run is resumed twice and the first time was from just before an epoch's end.
+    """
+    whole = fit(module(), []).seen
+    assert len(whole) == 12
+    before: Path | None = None
+    for step in range(1, len(whole)):
+        folder = tmp_path / str(step)
+        steps = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        epochs = ModelCheckpoint(folder / "end", "{step}", save_on_train_epoch_end=True, save_top_k=-1)
+        assert fit(module(), [steps, epochs], before).seen == whole[step - 1 :]
+        before = folder / ("end" if step % 4 == 0 else "") / f"step={step}.ckpt"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -162,12 +162,12 @@ class DataModule(LightningDataModule):
         seed: int,
         workers: int | str,
         evaluation_batch_size: int,
-        exclude: str | Path | None = None,
-        on_error: str = "raise",
-        crop_to_box: bool = False,
-        cache: str = "none",
-        cache_size: int = 256,
-        cache_dir: str | Path = "~/.cache/unseen",
+        exclude: str | Path | None,
+        on_error: str,
+        crop_to_box: bool,
+        cache: str,
+        cache_size: int,
+        cache_dir: str | Path,
     ) -> None:
         super().__init__()
         _choose("data.on_error", on_error, ("raise", "skip"))
