@@ -41,7 +41,7 @@ def test_an_installed_wheel_trains_in_an_empty_folder(tmp_path):
         [sys.executable, "-m", "unseen", "train", "trainer.max_epochs=1", "+trainer.limit_train_batches=2",
          "data.train_scripts=[Armenian]", "data.test_scripts=[Lao]", "pictures=false", "callbacks=quiet"],
         cwd=work,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "UNSEEN_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}/installed", "UNSEEN_CACHE": f"{tmp_path}/cache"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""Every published data set, in a replica of its layout: from its original files to a trained and measured model."""
+"""Every published data set, from a replica of its original files to a trained and measured model."""
 
 import json
 
