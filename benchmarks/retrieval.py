@@ -158,8 +158,7 @@ def breakdown(folder: Path, threads: int) -> None:
         "candidates compared in float64": taken.get("exact_keys", 0.0),
         "rounding the embeddings": taken.get("round_to", 0.0),
         "choosing the precision": taken.get("choose_precision", 0.0),
-        "what the sweep left open (float32 blocks, float64)": taken.get("float32_search", 0.0)
-        + taken.get("brute_force", 0.0),
+        "all pairs in float64": taken.get("float64_search", 0.0),
     }
     parts["finding and holding candidates, metrics, the rest"] = total - sum(parts.values())
     print("\n| where our time goes (with profiler) | s | % |\n|---|---:|---:|")

@@ -60,7 +60,7 @@ KINDS = ["gaussian", "grid", "duplicates", "equal", "near", "opposite", "scales"
 @given(
     kind=st.sampled_from(KINDS),
     similarity=st.sampled_from(["cosine", "euclidean", "dot"]),
-    precision=st.sampled_from(["float32", "bfloat16", "int8"]),
+    precision=st.sampled_from(["float64", "float32", "bfloat16", "int8"]),
     count=st.integers(2, 200),
     width=st.integers(1, 20),
     k=st.integers(1, 30),
@@ -91,7 +91,7 @@ def test_search_equals_float64(kind, similarity, precision, count, width, k, bud
     assert (found.similarities.numpy()[~present] == -np.inf).all()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("separate", [False, True])
 def test_many_tiles(precision, separate):
     rng = np.random.default_rng(1)

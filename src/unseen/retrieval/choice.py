@@ -1,34 +1,42 @@
-"""Which precision the sweep should use: the speed of products here against the candidates that these
-vectors leave."""
+"""Sweep or all pairs in float64, and in which precision to sweep: the speed of products here against the
+candidates that these vectors leave."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from unseen.retrieval.exact import fits_whole
 from unseen.retrieval.problem import Problem
-from unseen.retrieval.rounding import Precision, error, like_with_like, round_to, seconds_per_product
+from unseen.retrieval.rounding import (
+    DTYPES,
+    Precision,
+    error,
+    like_with_like,
+    round_to,
+    seconds_per_product,
+)
 from unseen.retrieval.similarity import Vectors
 from unseen.retrieval.sweep import plan_sweep
 
 SMALL = 2**34  # multiplications below which choosing costs more than it saves
 QUERIES, ITEMS = 48, 2048  # sample sizes
 SCORES = 2**24  # no more scores than these at a time
+SCORE_SECONDS = 5e-9  # to round a float64 score and to pick the best of many
 CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
 ELEMENT_SECONDS = 8e-10  # per element of a candidate compared in float64
 
 
-def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
-    """The precision of least predicted time; float32 for small problems and where everything is a
-    near-tie."""
+def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision | Literal["float64"]:
+    """The precision of least predicted time: of a sweep, or `float64` for all pairs and no sweep."""
     count, width = problem.gallery.raw.shape
     products = len(problem.queries) * count * width / (2 if problem.symmetric else 1)
     if products < SMALL:
-        return "float32"
+        return "float64"
     generator = torch.Generator().manual_seed(0)
     sample = max(4, min(QUERIES, SCORES // count))
     rows = torch.randint(len(problem.queries), (sample,), generator=generator)
@@ -37,7 +45,7 @@ def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
     gaps = _gaps(problem, queries, rows, k)
 
     def seconds(precision: Precision) -> float:
-        speed = seconds_per_product(precision)
+        speed = seconds_per_product(DTYPES[precision])
         if math.isinf(speed):
             return speed
         plan = plan_sweep(problem, k, memory_budget, precision)
@@ -51,7 +59,11 @@ def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision:
         each = held * (meetings * CANDIDATE_SECONDS + width * ELEMENT_SECONDS)
         return products * speed + len(problem.queries) * each
 
-    return min(get_args(Precision), key=seconds)
+    best = min(get_args(Precision), key=seconds)
+    scores = len(problem.queries) * count
+    pairs = scores / 2 if fits_whole(problem, memory_budget) else scores
+    all_pairs = pairs * width * seconds_per_product(torch.float64) + scores * SCORE_SECONDS
+    return "float64" if all_pairs <= seconds(best) else best
 
 
 def _only(vectors: Vectors, positions: Tensor) -> Vectors:

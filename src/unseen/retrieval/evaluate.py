@@ -66,7 +66,7 @@ def evaluate(
     ami: bool = False,
     without_relevant: Literal["skip", "zero"] = "skip",
     memory_budget: int = GIB,
-    precision: Precision | Literal["auto"] = "auto",
+    precision: Precision | Literal["float64", "auto"] = "auto",
     distributed: bool = False,
 ) -> RetrievalResult:
     """Retrieval metrics of `N` queries against a gallery, or against each other.

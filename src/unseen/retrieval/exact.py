@@ -1,5 +1,4 @@
-"""What decides: float64 similarities of candidates, and two slower searches for what a fast pass leaves
-open."""
+"""What decides: float64 similarities, of candidates that a faster search found or of all pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ from unseen.retrieval.order import LAST, from_keys, to_keys, top
 from unseen.retrieval.problem import Problem
 from unseen.retrieval.similarity import Vectors, exact, exact_block, norms_of
 
-SPARE = 8  # candidates that the float32 search keeps beyond k: near-ties at rank k rarely exceed them
+SPARE = 8  # candidates that a blocked search keeps beyond k: near-ties at rank k rarely exceed them
+BLOCK = 1024  # rows, or columns, of a block of float64 similarities
 # Bytes of gathered vectors at a time: what a core keeps in its own cache is handled several times faster.
 CACHED = 2 * 2**20
 
@@ -86,35 +86,40 @@ def score_of(queries: Vectors, rows: Tensor, similarities: Tensor) -> Tensor:
     return (squared - (similarities * factor).square()) / 2
 
 
-def float32_search(problem: Problem, rows: Tensor, k: int, memory_budget: int) -> tuple[Tensor, Tensor]:
-    """Blocks in float32 that keep a few more than `k`, on any device, without waiting for it per block.
+def blocked_search(problem: Problem, rows: Tensor, k: int, memory_budget: int) -> tuple[Tensor, Tensor]:
+    """Blocks that keep a few more than `k`, on any device, without waiting for it per block.
+
+    Accelerators multiply float64 at a fraction of the speed of float32, CPUs at half of it: float32 there,
+    float64 here, where what is kept then nearly always decides.
 
     Returns:
         Keys `(n, k)`, and `(n,)` bool: true where nothing that was not kept can be among the k nearest.
     """
+    dtype = torch.float64 if rows.device.type == "cpu" else torch.float32
     kept = min(k + SPARE, len(problem.gallery))
     columns = max(min(len(problem.gallery), 16384), kept)
     width = problem.gallery.raw.shape[1]
-    free = memory_budget // 2 - columns * width * 12
-    size = min(max(1, free // (columns * 8 + kept * 48 + width * 12)), 4096)
+    free = memory_budget // 2 - columns * width * 16
+    size = min(max(1, free // (columns * 2 * dtype.itemsize + kept * 64 + width * 16)), 4096)
     keys, decided = [], []
     for chunk in rows.split(size):
-        candidates, bound = _float32_candidates(problem, chunk, kept, columns)
+        candidates, bound = _candidates(problem, chunk, kept, columns, dtype)
         keys.append(exact_keys(problem, chunk, candidates, k))
         furthest = from_keys(keys[-1][:, -1])[0].double()
         decided.append(score_of(problem.queries, chunk, furthest) >= bound)
     return torch.cat(keys), torch.cat(decided)
 
 
-def _float32_candidates(problem: Problem, rows: Tensor, kept: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Positions `(n, kept)` of the best float32 scores, and `(n,)` float64: no other item's score is
-    above."""
+def _candidates(
+    problem: Problem, rows: Tensor, kept: int, columns: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Positions `(n, kept)` of the best scores, and `(n,)` float64: no other item's score is above."""
     queries, gallery = problem.queries, problem.gallery
-    query = (queries.raw[rows].double() * queries.factor[rows, None]).float()
-    scores = torch.zeros((len(rows), 0), device=query.device)
+    query = (queries.raw[rows].double() * queries.factor[rows, None]).to(dtype)
+    scores = torch.zeros((len(rows), 0), device=query.device, dtype=dtype)
     positions = torch.zeros((len(rows), 0), dtype=torch.int64, device=query.device)
     for start in range(0, len(gallery), columns):
-        items = gallery.scaled(start, min(start + columns, len(gallery))).float()
+        items = gallery.scaled(start, min(start + columns, len(gallery))).to(dtype)
         block = query @ items.T
         if queries.similarity == "euclidean":
             block -= items.square().sum(dim=1) / 2
@@ -124,7 +129,7 @@ def _float32_candidates(problem: Problem, rows: Tensor, kept: int, columns: int)
         scores, which = scores.topk(min(kept, scores.shape[1]), dim=1)
         positions = positions.gather(1, which)
     positions = torch.where(positions == problem.own[rows, None], LAST, positions)
-    bound = scores[:, -1].double() + float32_error(queries, rows, gallery)
+    bound = scores[:, -1].double() + _score_error(queries, rows, gallery, dtype)
     return positions, bound if kept < len(gallery) else torch.full_like(bound, -torch.inf)
 
 
@@ -136,34 +141,68 @@ def hide_own(block: Tensor, own: Tensor, start: int) -> None:
     block.scatter_(1, place, torch.where(inside, -torch.inf, block.gather(1, place)))
 
 
-def float32_error(queries: Vectors, rows: Tensor, gallery: Vectors) -> Tensor:
-    """How far a float32 score may lie from the true one, `(n,)` float64.
+def _score_error(queries: Vectors, rows: Tensor, gallery: Vectors, dtype: torch.dtype) -> Tensor:
+    """How far a score in `dtype` may lie from the true one, `(n,)` float64.
 
-    `|fl(q·g) - q·g| <= d u ‖q‖‖g‖` for any order of summation (Higham 2002, section 3.1), u = 2^-24;
-    the scaled vectors are themselves rounded (u each), and similarities are rounded to float32 at the end.
+    `|fl(q·g) - q·g| <= d u ‖q‖‖g‖` for any order of summation (Higham 2002, section 3.1), u half of the
+    type's epsilon; the scaled vectors are themselves rounded (u each), and similarities are rounded to
+    float32 at the end (2^-24, of both that are compared).
     """
     width = gallery.raw.shape[1]
     query = (queries.raw[rows].double() * queries.factor[rows, None]).norm(dim=1)
     largest = (norms_of(gallery.raw) * gallery.factor).max()
     reach = (query + largest).square() if queries.similarity == "euclidean" else query * largest
-    return reach * (width + 16) * 2.0**-23 + width * 2.0**-120
+    return reach * ((width + 16) * torch.finfo(dtype).eps + 2.0**-22) + width * 2.0**-120
 
 
-def brute_force(problem: Problem, rows: Tensor, k: int, memory_budget: int) -> Tensor:
-    """Keys `(n, k)` of the nearest of `rows`, all in float64: for rows with too many near-ties to list."""
-    width = problem.gallery.raw.shape[1]
-    columns = min(len(problem.gallery), 8192)
-    size = min(max(1, memory_budget // 2 // (columns * 64 + width * 12)), 1024)
-    result = []
+def float64_search(problem: Problem, rows: Tensor, k: int, memory_budget: int) -> Tensor:
+    """Keys `(n, k)` of the nearest of `rows`, from all their similarities in float64.
+
+    For small problems, for many neighbours, and for rows with more near-ties than a faster search can hold.
+    """
+    count, width = problem.gallery.raw.shape
+    if fits_whole(problem, memory_budget) and len(rows) == count:
+        return _nearest(_whole(problem), problem.own, k)
+    size = min(max(1, memory_budget // 2 // (count * 4 + width * 16 + BLOCK * 8)), BLOCK)
+    keys = []
     for chunk in rows.split(size):
-        own = problem.own[chunk, None]
-        best = torch.zeros((len(chunk), 0), dtype=torch.int64, device=rows.device)
-        for start in range(0, len(problem.gallery), columns):
-            stop = min(start + columns, len(problem.gallery))
-            values = exact_block(problem.queries, chunk, problem.gallery, start, stop).float()
-            positions = torch.arange(start, stop, device=rows.device).expand_as(values)
-            hide_own(values, own.squeeze(1), start)
-            keys = to_keys(values, torch.where(positions == own, LAST, positions))
-            best = top(torch.cat([best, keys], dim=1), min(k, best.shape[1] + keys.shape[1]))
-        result.append(top(best, k))
-    return torch.cat(result)
+        values = torch.empty((len(chunk), count), device=rows.device)
+        for start in range(0, count, BLOCK):
+            stop = min(start + BLOCK, count)
+            values[:, start:stop] = exact_block(problem.queries, chunk, problem.gallery, start, stop)
+        keys.append(_nearest(values, problem.own[chunk], k))
+    return torch.cat(keys)
+
+
+def fits_whole(problem: Problem, memory_budget: int) -> bool:
+    """Whether `float64_search` may hold all similarities, and so compute each pair once."""
+    count = len(problem.gallery)
+    return problem.symmetric and count * (count * 4 + BLOCK * 12) <= memory_budget // 2
+
+
+def _whole(problem: Problem) -> Tensor:
+    """All similarities `(N, N)`, the half below the diagonal mirrored."""
+    count = len(problem.gallery)
+    values = torch.empty((count, count), device=problem.own.device)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        rows = torch.arange(start, stop, device=problem.own.device)
+        values[start:stop, start:] = exact_block(problem.queries, rows, problem.gallery, start, count)
+        values[stop:, start:stop] = values[start:stop, stop:].T
+    return values
+
+
+def _nearest(values: Tensor, own: Tensor, k: int) -> Tensor:
+    """Keys `(n, k)` of the nearest by similarities `(n, G)` float32, which it overwrites."""
+    hide_own(values, own, 0)
+    best, positions = values.topk(min(k + 1, values.shape[1]), dim=1)
+    keys = top(to_keys(best, torch.where(positions == own[:, None], LAST, positions)), k)
+    if best.shape[1] <= k:
+        return keys
+    # Which of several equals `topk` keeps is not said; where the k-th has an equal, keys of all decide.
+    tied = ((best[:, k - 1] == best[:, k]) & (best[:, k] > -torch.inf)).nonzero().squeeze(1)
+    for chunk in tied.split(16):
+        everything = torch.arange(values.shape[1], device=values.device).expand(len(chunk), -1)
+        positions = torch.where(everything == own[chunk, None], LAST, everything)
+        keys[chunk] = top(to_keys(values[chunk], positions), k)
+    return keys

@@ -126,20 +126,20 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 @cache
-def seconds_per_product(precision: Precision) -> float:
+def seconds_per_product(dtype: torch.dtype) -> float:
     """Measured once per process: seconds for one multiplication and addition; infinity if unusable here."""
     size, width = 1024, 256
     try:
-        values = torch.ones((size, width)).to(DTYPES[precision])
-        if precision == "int8":
+        values = torch.ones((size, width)).to(dtype)
+        if dtype == torch.int8:
             values[::2], values[1::2] = 127, -127
-        out = torch.empty((size, size), dtype=PRODUCT_DTYPES[precision])
+        out = torch.empty((size, size), dtype=torch.int32 if dtype == torch.int8 else dtype)
         multiply(values, values, out)
     except (RuntimeError, AttributeError):
         return float("inf")
     # Integer units that saturate between products would make silent errors: here they are found out.
     extreme = 127 * 127 * width
-    if precision == "int8" and (int(out[0, 0]), int(out[0, 1])) != (extreme, -extreme):
+    if dtype == torch.int8 and (int(out[0, 0]), int(out[0, 1])) != (extreme, -extreme):
         return float("inf")
     times = []
     for _ in range(3):

@@ -1,8 +1,8 @@
 """Exact nearest neighbours in bounded memory.
 
-A fast pass in low precision finds, for every query, candidates that provably contain its `k` nearest
-neighbours; float64 then decides among them. Results equal a float64 brute force with similarities rounded
-to float32 and ties broken by the lower id.
+Small problems: all similarities in float64. Large ones: a fast pass in low precision finds, for every
+query, candidates that provably contain its `k` nearest neighbours, and float64 decides among them. Results
+equal a float64 brute force with similarities rounded to float32 and ties broken by the lower id.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unseen.retrieval.choice import choose_precision
 from unseen.retrieval.distributed import share, world_size
-from unseen.retrieval.exact import brute_force, float32_search
+from unseen.retrieval.exact import blocked_search, float64_search
 from unseen.retrieval.order import LAST, from_keys
 from unseen.retrieval.problem import Problem, pose
 from unseen.retrieval.rounding import Precision
@@ -49,7 +49,7 @@ def search(
     ids: Any = None,
     gallery_ids: Any = None,
     memory_budget: int = GIB,
-    precision: Precision | Literal["auto"] = "auto",
+    precision: Precision | Literal["float64", "auto"] = "auto",
     distributed: bool = False,
 ) -> Neighbours:
     """The `k` nearest gallery items of each query, exactly; a query is never its own neighbour.
@@ -64,7 +64,8 @@ def search(
             and excluded; without, nothing in a separate gallery is excluded.
         memory_budget: bytes for blocks and candidates, beyond inputs and results.
         precision: of the fast pass on a CPU, which decides speed and never results: `float32`, `bfloat16`,
-            `int8`, or `auto`, what a short measurement of the machine and of the embeddings favours.
+            `int8`, `float64` for none, or `auto`, what a short measurement of the machine and of the
+            embeddings favours.
         distributed: share the queries among the ranks of torch.distributed; every rank passes the same
             vectors and gets all results.
 
@@ -97,23 +98,25 @@ def search(
 
 
 def nearest_keys(
-    problem: Problem, k: int, memory_budget: int, precision: Precision | Literal["auto"]
+    problem: Problem, k: int, memory_budget: int, precision: Precision | Literal["float64", "auto"]
 ) -> Tensor:
-    """Keys `(N, k)`: the sweep where it pays, float32 blocks for what it leaves, float64 for what they
-    leave."""
+    """Keys `(N, k)`: a faster search where it pays, all pairs in float64 for what it leaves open."""
     device = problem.own.device
-    if len(problem.queries) == 0:
-        return torch.empty((0, k), dtype=torch.int64, device=device)
     keys = torch.empty((len(problem.queries), k), dtype=torch.int64, device=device)
     open_rows = torch.arange(len(problem.queries), device=device)
+    if len(open_rows) == 0:
+        return keys
     # An accelerator's own top-k is fast, and a sweep that holds most of the gallery saves nothing.
+    swept: Precision | Literal["float64"] = "float64"
     if device.type == "cpu" and 8 * k <= len(problem.gallery):
-        chosen = choose_precision(problem, k, memory_budget) if precision == "auto" else precision
-        keys, decided = Sweep(problem, k, plan_sweep(problem, k, memory_budget, chosen)).run()
+        swept = choose_precision(problem, k, memory_budget) if precision == "auto" else precision
+    if swept != "float64":
+        keys, decided = Sweep(problem, k, plan_sweep(problem, k, memory_budget, swept)).run()
         open_rows = (~decided).nonzero().squeeze(1)
-    if len(open_rows):
-        keys[open_rows], decided = float32_search(problem, open_rows, k, memory_budget)
+    # Euclidean distances need differences, not products: only of what products leave.
+    if len(open_rows) and (device.type != "cpu" or problem.queries.similarity == "euclidean"):
+        keys[open_rows], decided = blocked_search(problem, open_rows, k, memory_budget)
         open_rows = open_rows[~decided]
     if len(open_rows):
-        keys[open_rows] = brute_force(problem, open_rows, k, memory_budget)
+        keys[open_rows] = float64_search(problem, open_rows, k, memory_budget)
     return keys
