@@ -21,7 +21,8 @@ def has_wandb_key() -> bool:
     """Whether an API key is configured: in the environment, or for W&B's host in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(str(wandb.Settings().base_url)).hostname or ""
+    address = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+    host = urlparse(address).hostname or ""
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
         return netrc.netrc(str(path)).authenticators(host) is not None
