@@ -176,6 +176,7 @@ def test_help_explains_the_groups_in_words(tmp_path):
     for group in ("ablation", "backbone", "fusion", "adversary", "protocol"):
         assert group in result.stdout
     assert "proxy_anchor" in result.stdout
+    assert "_pairs" not in result.stdout, "what only other choices include is not for users"
 
 
 @pytest.mark.slow

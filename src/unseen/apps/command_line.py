@@ -61,16 +61,31 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             # Hydra itself wants its flags before the overrides; people type them in any order.
             flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
             sys.argv[1:] = [*flags, *arguments.overrides]
+            name = arguments.config_name or config_name
+            if arguments.help:
+                print(help_text(name, arguments.config_dir))
+                return
             with explained():
-                if not (arguments.help or arguments.hydra_help):
-                    check_overrides(
-                        arguments.config_name or config_name, arguments.overrides, arguments.config_dir
-                    )
+                if not arguments.hydra_help:
+                    check_overrides(name, arguments.overrides, arguments.config_dir)
             run()
 
         return main
 
     return decorate
+
+
+def help_text(config_name: str, config_dir: str | None = None) -> str:
+    """`hydra.help.template` with all groups and choices, less those that only others include (`_name`)."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose(config_name, overrides=_searched(config_dir), return_hydra_config=True)
+        groups = {group: _group_options(group) for group in _group_options("", ObjectType.GROUP)}
+    lines = [f"  {group}: {', '.join(choices)}" for group, choices in groups.items() if group != "hydra"]
+    return str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines))
+
+
+def _searched(config_dir: str | None) -> list[str]:
+    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
 
 
 @contextmanager
@@ -121,7 +136,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         UsageError: naming the key, the value and the choices.
     """
     parsed = [_parse(override) for override in overrides]
-    own = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    own = _searched(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
         for override in groups:
