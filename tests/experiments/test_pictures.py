@@ -199,7 +199,7 @@ def test_sparse_columns_become_series(tmp_path):
 
 def test_curves_that_coincide_are_drawn_once(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,train/loss,train/metric_loss\n1,2.0,2.0\n2,1.0,1.0\n")
-    assert list(_lines(PANELS[0], read_columns(tmp_path / "metrics.csv"))) == ["total"]
+    assert list(_lines(PANELS[0], read_columns(tmp_path / "metrics.csv"))) == ["total, metric"]
 
 
 def test_curves_grow_with_what_there_is(tmp_path):

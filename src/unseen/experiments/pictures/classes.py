@@ -47,8 +47,8 @@ def class_strip(
     if len(known) == 0:
         raise ValueError(f"No class has a value of {metric}.")
     order = known[np.argsort(values[known], kind="stable")]
-    figure = new_figure(10, 3.6)
-    axes = figure.add_axes((0.07, 0.13, 0.62, 0.70))
+    figure = new_figure(12, 3.6)
+    axes = figure.add_axes((0.06, 0.13, 0.53, 0.70))
     plain_axes(axes)
     mean = float(values[order].mean())
     axes.bar(range(len(order)), values[order], width=1.0 if len(order) > 60 else 0.85, color=BLUE)
@@ -59,9 +59,9 @@ def class_strip(
     axes.set_ylabel(metric, fontsize=8, color=GREY)
     write(figure, 0.02, 0.93, f"{metric} by class", fontsize=13, weight="bold", va="center")
     named = min(named, len(order) // 2)
-    entries = [f"{values[row]:.2f}  {shortened(names[row], 16)}" for row in order]
-    _list(figure, 0.72, "worst", entries[:named])
-    _list(figure, 0.86, "best", entries[::-1][:named])
+    entries = [f"{values[row]:.2f}  {shortened(names[row], 23)}" for row in order]
+    _list(figure, 0.62, "worst", entries[:named])
+    _list(figure, 0.81, "best", entries[::-1][:named])
     return save(figure, path)
 
 

@@ -107,16 +107,21 @@ def read_columns(table: Path) -> dict[str, Series]:
 
 
 def _lines(panel: Panel, columns: Mapping[str, Series]) -> dict[str, Series]:
-    """Name in the legend → series; of those that coincide, the first."""
-    lines: dict[str, Series] = {}
+    """Name in the legend → series; those that coincide share a line and its name."""
+    together: list[tuple[list[str], Series]] = []
     for pattern, label in panel.columns.items():
         start = pattern.rstrip("*")
         for name, series in columns.items():
-            fits = name == pattern or (pattern.endswith("*") and name.startswith(start))
-            if fits and series not in lines.values():
-                # A learning rate is named after its optimiser too: `lr-AdamW/backbone`.
-                lines[label.replace("*", metric_title(name[len(start) :].split("/")[-1]))] = series
-    return lines
+            if name != pattern and not (pattern.endswith("*") and name.startswith(start)):
+                continue
+            # A learning rate is named after its optimiser too: `lr-AdamW/backbone`.
+            own = label.replace("*", metric_title(name[len(start) :].split("/")[-1]))
+            same = next((names for names, other in together if other == series), None)
+            if same is None:
+                together.append(([own], series))
+            elif not name.endswith("_no_decay"):
+                same.append(own)
+    return {", ".join(names): series for names, series in together}
 
 
 def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Series]) -> None:
