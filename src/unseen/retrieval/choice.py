@@ -28,7 +28,7 @@ QUERIES, ITEMS = 48, 2048  # sample sizes
 SCORES = 2**24  # no more scores than these at a time
 SCORE_SECONDS = 5e-9  # to round a float64 score and to pick the best of many
 CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
-ELEMENT_SECONDS = 8e-10  # per element of a candidate compared in float64
+ELEMENT_SECONDS = 1.3e-9  # per element of a candidate compared in float64
 
 
 def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision | Literal["float64"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -53,6 +53,14 @@ class Rounded:
     norm: Tensor
     residual: Tensor
     half: Tensor
+
+    @cached_property
+    def largest(self) -> Tensor:
+        return self.norm.max()
+
+    @cached_property
+    def halved(self) -> bool:
+        return bool(self.half.any())
 
 
 def round_to(vectors: Vectors, order: Tensor, side: int, precision: Precision) -> Rounded:
@@ -109,12 +117,12 @@ def error(queries: Rounded, rows: slice, gallery: Rounded, coarseness: Tensor) -
     Args:
         coarseness: the largest residual among the gallery vectors concerned.
     """
-    norm, residual, largest = queries.norm[rows], queries.residual[rows], gallery.norm.max()
+    norm, residual, largest = queries.norm[rows], queries.residual[rows], gallery.largest
     operands = residual * (largest + coarseness) + norm * coarseness
     reach = (norm + residual) * (largest + coarseness)
     width = queries.values.shape[1]
     additions = reach * (width + 4) * ADDED[queries.precision]
-    written = reach * WRITTEN[queries.precision] if bool(gallery.half.any()) else 0.0
+    written = reach * WRITTEN[queries.precision] if gallery.halved else 0.0
     return operands + additions + written + (norm + largest).square() * 2.0**-21 + width * 2.0**-120
 
 
@@ -142,7 +150,7 @@ def seconds_per_product(dtype: torch.dtype) -> float:
     if dtype == torch.int8 and (int(out[0, 0]), int(out[0, 1])) != (extreme, -extreme):
         return float("inf")
     times = []
-    for _ in range(3):
+    for _ in range(5):
         begin = time.perf_counter()
         multiply(values, values, out)
         times.append(time.perf_counter() - begin)

@@ -29,6 +29,7 @@ from unseen.retrieval.rounding import (
 )
 
 TIGHTEN = 2  # thresholds are renewed each time a query has met this many times as much of the gallery
+APART = 64  # a cache line or two of products
 HIDDEN = -(2.0**30)  # products of pairs that must not be found are written below this
 
 
@@ -40,6 +41,7 @@ class Plan:
         precision: of the products.
         side: rows and columns of a tile; a multiple of `run`.
         run: elements of a tile under one maximum.
+        apart: they lie this far from each other, so that maxima of neighbouring runs are taken at once.
         capacity: candidates that a query may hold.
         symmetric: whether a tile serves its columns too.
     """
@@ -47,6 +49,7 @@ class Plan:
     precision: Precision
     side: int
     run: int
+    apart: int
     capacity: int
     symmetric: bool
 
@@ -60,7 +63,7 @@ def plan_sweep(problem: Problem, k: int, memory_budget: int, precision: Precisio
     # Without enough runs for first thresholds, the first tile is held whole.
     capacity = max(128, 6 * k) + (side if side < 4 * (k + 1) else 0)
     symmetric = problem.symmetric and len(problem.queries) * capacity * 8 < memory_budget // 2
-    return Plan(precision, side, run, capacity, symmetric)
+    return Plan(precision, side, run, min(APART, side // run), capacity, symmetric)
 
 
 class Sweep:
@@ -82,20 +85,20 @@ class Sweep:
                 self.own = torch.where(problem.own >= 0, place[problem.own.clamp(min=0)], -1)
 
     def run(self) -> tuple[Tensor, Tensor]:
-        side, run, queries = self.plan.side, self.plan.run, len(self.problem.queries)
+        side, run, apart, queries = self.plan.side, self.plan.run, self.plan.apart, len(self.problem.queries)
         product = torch.empty((side, side), dtype=PRODUCT_DTYPES[self.plan.precision])
-        by_rows, by_columns = product.view(-1, run), product.view(-1, run, side)
+        by_rows, by_columns = product.view(side, -1, run, apart), product.view(-1, run, apart, side)
         keys = torch.empty((queries, self.k), dtype=torch.int64)
         decided = torch.empty(queries, dtype=torch.bool)
         panels = [Panel(self, start) for start in range(0, queries, side)]
         for index, panel in enumerate(panels):
             for other in range(index if self.plan.symmetric else 0, len(self.gallery.unit)):
                 self._multiply(index, other, product)
-                runs = _maxima(product.view(side, -1, run), 2)
-                panel.meet(runs, lambda row, part: by_rows.index_select(0, row * (side // run) + part), other)
+                runs = _maxima(by_rows, 2).view(side, -1)
+                panel.meet(runs, lambda row, group, at: by_rows[row, group, :, at], other)
                 if self.plan.symmetric and other > index:
-                    runs = _maxima(by_columns, 1).T.contiguous()
-                    panels[other].meet(runs, lambda row, part: by_columns[part, :, row], index)
+                    runs = _maxima(by_columns, 1).view(-1, side).T.contiguous()
+                    panels[other].meet(runs, lambda row, group, at: by_columns[group, :, at, row], index)
             keys[panel.rows], decided[panel.rows] = panel.finish()
         return keys, decided
 
@@ -138,12 +141,12 @@ class Panel:
     def _error(self, coarseness: Tensor) -> Tensor:
         return error(self.sweep.queries, self.slice, self.sweep.gallery, coarseness)
 
-    def meet(self, runs: Tensor, expand: Callable[[Tensor, Tensor], Tensor], other: int) -> None:
+    def meet(self, runs: Tensor, expand: Callable[[Tensor, Tensor, Tensor], Tensor], other: int) -> None:
         """Take what may be among the k nearest from the products with gallery panel `other`.
 
         Args:
             runs: `(side, side / run)` maxima of runs; rows are this panel's queries.
-            expand: `(h,)` rows and `(h,)` runs → `(h, run)` products.
+            expand: `(h,)` rows, groups of runs and runs in their group → `(h, run)` products.
         """
         plan, gallery = self.sweep.plan, self.sweep.gallery
         runs = runs[: len(self.rows)]
@@ -157,10 +160,11 @@ class Panel:
         limit = _float_below(limit).clamp(min=HIDDEN)
         # Maxima that are not positive may be wrong (see _maxima): below 0, every run is looked into.
         row, part = (runs >= torch.where(limit > 0, limit, -torch.inf)[:, None]).nonzero(as_tuple=True)
-        products = expand(row, part)
+        group, at = part // plan.apart, part % plan.apart
+        products = expand(row, group, at)
         hit, place = (products >= limit[row, None]).nonzero(as_tuple=True)
-        row, column = row[hit], part[hit] * plan.run + (place + members.start)
-        scores = products[hit, place].float() * square - gallery.half[column]
+        column = (group[hit] * plan.run + place) * plan.apart + at[hit] + members.start
+        row, scores = row[hit], products[hit, place].float() * square - gallery.half[column]
         self._hold(row, column, scores)
         self.met += 1
         if self.met >= TIGHTEN * self.renewed_at:
