@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import sys
 
@@ -23,10 +22,12 @@ def commands() -> dict[str, str]:
 def main() -> None:
     """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if not name.startswith("-") and importlib.util.find_spec(f"{apps.__name__}.{name}"):
+    if name in (module.name for module in pkgutil.iter_modules(apps.__path__)):
         module = importlib.import_module(f"{apps.__name__}.{name}")
         if hasattr(module, "main"):
             sys.argv = [f"unseen {name}", *sys.argv[2:]]
+            # Distributed training starts its other processes with `python -m` and this name.
+            sys.modules["__main__"].__spec__ = module.__spec__
             module.main()
             return
     lines = ["Usage: unseen <command> [group=choice] [key=value] …", "", "Commands:"]

@@ -9,6 +9,7 @@ import torch
 
 from unseen.data.module import DataModule
 from unseen.experiments import pictures
+from unseen.experiments.table import metric_title
 from unseen.learner import MetricLearner
 from unseen.learner.measure import Measurement
 
@@ -65,7 +66,9 @@ def _neighbours(path: Path, data: DataModule, measured: Measurement) -> Path:
 
 def _classes(path: Path, data: DataModule, measured: Measurement) -> Path:
     names = [_name(data, label) for label in measured.unseen.classes]
-    return pictures.class_strip(path, measured.unseen.per_class["recall_at_1"].numpy(), names)
+    values = measured.unseen.per_class
+    metric = "recall_at_1" if "recall_at_1" in values else next(iter(values))
+    return pictures.class_strip(path, values[metric].numpy(), names, metric_title(metric))
 
 
 def _embedding_map(path: Path, data: DataModule, measured: Measurement, seed: int) -> Path:

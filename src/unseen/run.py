@@ -131,7 +131,10 @@ def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
     Raises:
         ValueError: the data must not be trained on.
     """
-    if config.check_from is None or len(data.split.train) * config.trainer.max_epochs < config.check_from:
+    if (
+        config.check_from is None
+        or len(data.split.train) * (config.trainer.max_epochs or 1) < config.check_from
+    ):
         return
     passed = Path(config.data.cache_dir).expanduser() / "checked" / data.manifest.content_hash
     if (passed / "report.json").is_file():
@@ -182,6 +185,7 @@ def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Traine
         monitor=MONITOR if validates else None,
         mode="max",
         save_last=True,
+        save_on_exception=True,
         auto_insert_metric_name=False,
     )
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
@@ -192,8 +196,12 @@ def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Traine
     )
 
 
-def execute(run: Run) -> RunRecord:
-    """Train, measure the test classes once, write the record, draw; loggers are closed whatever happens."""
+def execute(run: Run) -> RunRecord | None:
+    """Train, measure the test classes once, write the record, draw; loggers are closed whatever happens.
+
+    Returns:
+        The record; none in the helping processes of a distributed run, which are done when training is.
+    """
     status = "failed"
     try:
         run.data.manifest.save(run.folder / "manifest.csv")
@@ -203,7 +211,12 @@ def execute(run: Run) -> RunRecord:
             keep_freed_memory()
         with run.timed("train"):
             run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.config["resume_from"])
+        if not run.trainer.is_global_zero:
+            status = "success"
+            return None
         _restore_chosen(run)
+        # Lightning leaves the learner on the CPU.
+        run.learner.to(run.trainer.strategy.root_device)
         with run.timed("measure"):
             measured = measure(run.learner, run.data, run.evaluate, run.seed)
         record = _record(run, measured)
@@ -217,8 +230,12 @@ def execute(run: Run) -> RunRecord:
 
 def _restore_chosen(run: Run) -> None:
     """The weights of the epoch that the validation classes chose; without them, the last."""
-    checkpoint = run.trainer.checkpoint_callback
-    assert isinstance(checkpoint, ModelCheckpoint)
+    ours = run.folder / "checkpoints"  # a user's callbacks may hold checkpoints of their own
+    checkpoint = next(
+        callback
+        for callback in run.trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or "") == ours
+    )
     if checkpoint.monitor and checkpoint.best_model_path:
         state = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         run.learner.load_state_dict(state)
@@ -228,19 +245,13 @@ def _restore_chosen(run: Run) -> None:
 def _record(run: Run, measured: Measurement) -> RunRecord:
     callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
-    metrics = dict(measured.metrics)
-    validation = {
-        name.removeprefix("validation/"): float(value)
-        for name, value in run.trainer.callback_metrics.items()
-        if name.startswith("validation/")
-    }
     return RunRecord(
         choices=run.choices,
         seed=run.seed,
         config=run.config,
         split=run.data.split.fingerprint,
         manifest=run.data.manifest.content_hash,
-        metrics=metrics | ({"validation": validation} if validation else {}),
+        metrics=measured.metrics,
         seconds=dict(run.seconds),
         images_per_second=throughput.images_per_second,
     )
@@ -251,18 +262,28 @@ def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
     results = {
         f"{split}/{name}": value for split, values in record.metrics.items() for name, value in values.items()
     }
+    console = Console()
+    title = f"{run.choices['data']} · {run.choices['loss']} · {run.choices['ablation']} · seed {run.seed}"
+    console.print(results_table(record.metrics, title=title))
     log_results(run.trainer.loggers, results, run.trainer.global_step)
     if run.config["pictures"]:
         for logger in run.trainer.loggers:
             logger.save()
         drawn = draw(run.folder / "pictures", run.learner, run.data, measured, run.seed)
-        drawn["curves"] = training_curves(run.folder / "pictures" / "curves.png", run.folder / "metrics.csv")
+        if (curves := _curves(run)) is not None:
+            drawn["curves"] = curves
         log_pictures(run.trainer.loggers, drawn)
-    console = Console()
-    title = f"{run.choices['data']} · {run.choices['loss']} · {run.choices['ablation']} · seed {run.seed}"
-    console.print(results_table(record.metrics, title=title))
     console.print(
         f"Trained {record.seconds['train']:.0f} s at {record.images_per_second:.0f} images/s, "
         f"measured {record.seconds['measure']:.0f} s. Everything is in {run.folder}",
         soft_wrap=True,
     )
+
+
+def _curves(run: Run) -> Path | None:
+    """The training curves; none where this run had nothing left to train."""
+    try:
+        return training_curves(run.folder / "pictures" / "curves.png", run.folder / "metrics.csv")
+    except (OSError, ValueError) as problem:
+        log.warning("No training curves: %s", problem)
+        return None

@@ -198,3 +198,29 @@ def test_a_long_run_looks_at_its_images_first_and_only_once(tmp_path, coloured_t
     written = report.stat().st_mtime_ns
     build(load_config(overrides, run_folder=tmp_path / "second"))
     assert report.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_two_processes_started_by_the_console_command_make_one_run(tiny_run, tmp_path):
+    overrides = ["trainer=ddp", "trainer.devices=2", "logger=wandb"]
+    result = train(
+        tmp_path, tiny_run, *overrides, batch="sampler.classes_per_batch=2", WANDB_MODE="offline"
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Everything is in") == 1
+    assert (tmp_path / "run" / "record.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["trainer.max_epochs=0", "metrics.recall_at=[2,4]"])
+def test_what_cannot_be_drawn_does_not_end_a_run(tiny_run, tmp_path, override):
+    result = train(tmp_path, tiny_run, override)
+    assert result.returncode == 0, result.stderr
+    assert "Everything is in" in result.stdout
+    assert (tmp_path / "run" / "pictures" / "neighbours.png").is_file()
+
+
+def test_a_forgotten_command_is_named(tmp_path):
+    result = unseen(tmp_path, "data.root=/x")
+    assert result.returncode == 2
+    assert "there is no command 'data.root=/x'" in result.stderr

@@ -1,13 +1,17 @@
 """Real training on tiny data: what must move moves, what is frozen rests, and λ follows progress."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from unseen.apps.command_line import load_config
 from unseen.learner.embed import embed
-from unseen.run import build
+from unseen.learner.measure import measure
+from unseen.run import build, execute
 
 
 def made(tiny_run, folder, *overrides):
@@ -100,3 +104,56 @@ def test_the_embedding_pass_keeps_order_mode_and_full_precision(tiny_run, tmp_pa
     alone = embed(run.learner, run.data.loader(rows[:1]))
     torch.testing.assert_close(alone.embeddings[0], images.embeddings[0], rtol=1e-4, atol=1e-5)
     assert alone.features.shape == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_resumed_in_mid_epoch_ends_with_the_weights_of_an_uninterrupted_one(tiny_run, tmp_path):
+    overrides = ["trainer.max_epochs=2", "sampler.classes_per_batch=4", "sampler.images_per_class=2"]
+    whole = made(tiny_run, tmp_path / "whole", *overrides)
+    steps = len(whole.data.train_dataloader())
+    assert steps > 2, "the interruption must fall within an epoch"
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps + 2, save_top_k=-1)
+    whole.trainer.callbacks.append(every)
+    fitted(whole)
+    resumed = fitted(
+        made(tiny_run, tmp_path / "resumed", *overrides), ckpt_path=tmp_path / f"step={steps + 2}.ckpt"
+    )
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    wanted = parameters(whole.learner)
+    assert all(torch.equal(wanted[name], value) for name, value in parameters(resumed.learner).items())
+
+
+def test_an_image_that_is_query_and_gallery_does_not_find_itself(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    split = run.data.split
+    run.data.split = dataclasses.replace(split, query=split.query[1:])
+    measured = measure(run.learner, run.data, run.evaluate, seed=0)
+    found = measured.gallery.ids[measured.unseen.neighbours.positions[:, 0]]
+    assert not (found == measured.queries.ids).any()
+
+
+def test_the_validation_metrics_are_those_of_the_measured_weights(tiny_run, tmp_path):
+    run = made(
+        tiny_run, tmp_path, "sampler.classes_per_batch=2", "protocol=holdout", "protocol.class_fraction=0.5"
+    )
+    before = measure(run.learner, run.data, run.evaluate, seed=0).metrics["validation"]
+    rows = run.data.split.validation
+    images = embed(run.learner, run.data.loader(rows))
+    assert before == dict(run.evaluate(images.embeddings, images.labels).metrics)
+    record = execute(run)
+    chosen = embed(run.learner, run.data.loader(rows))
+    assert record.metrics["validation"] == dict(run.evaluate(chosen.embeddings, chosen.labels).metrics)
+
+
+def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "debug=overfit", "trainer.max_epochs=3", "sampler.classes_per_batch=4")
+    seen = []
+
+    class Witness(Callback):
+        def on_train_batch_start(self, trainer, learner, batch, index):
+            seen.append(batch.ids.tolist())
+
+    run.trainer.callbacks.append(Witness())
+    fitted(run)
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]

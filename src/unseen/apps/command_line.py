@@ -24,6 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import unseen
 
+# Keys that take more than the type of their default: "auto" and lists of devices.
+SEVERAL_TYPES = {"trainer.devices"}
+
 
 class UsageError(Exception):
     """Something the user typed cannot work; the message names the key, the value and the choices."""
@@ -232,6 +235,8 @@ def _check_key(override: Override, content: dict[str, Any]) -> None:
 
 
 def _check_type(override: Override, content: dict[str, Any]) -> None:
+    if override.key_or_group in SEVERAL_TYPES:
+        return
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None

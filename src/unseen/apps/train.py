@@ -15,7 +15,8 @@ def main(config: DictConfig) -> float | None:
 
     with building():
         run = build(config)
-    return execute(run).metrics.get("validation", {}).get("map_at_r")
+    record = execute(run)
+    return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 
 
 if __name__ == "__main__":

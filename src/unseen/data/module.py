@@ -237,9 +237,12 @@ class DataModule(LightningDataModule):
             self.transforms.train,
             self.seed,
         )
+        sampler = self._make_sampler()
+        # Lightning sets this on its trainer, undeclared.
+        sampler.repeats = bool(getattr(self.trainer, "overfit_batches", 0))
         return ResumableLoader(
             images,
-            batch_sampler=self._make_sampler(),
+            batch_sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=_collate,

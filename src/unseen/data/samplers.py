@@ -33,6 +33,7 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
         self.world_size = world_size
         self.epoch = 0
         self.start = 0
+        self.repeats = False
 
     @property
     def sampler(self) -> ResumableBatchSampler:
@@ -40,8 +41,8 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch's."""
-        self.epoch = epoch
+        """The next iteration is this epoch's; with `repeats`, all are the first epoch's."""
+        self.epoch = 0 if self.repeats else epoch
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches of this rank, from `start` on; `start` counts for one iteration."""

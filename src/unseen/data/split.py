@@ -196,27 +196,6 @@ def _drawn_classes(labels: Rows, count: int, seed: int) -> list[Rows]:
     return sorted(shuffled, key=len, reverse=True)
 
 
-def matched_rows(labels: Rows, reference_labels: Rows, seed: int) -> Rows:
-    """Positions in `labels` of a subset with as many classes, and images a class, as `reference_labels` has.
-
-    Both galleries are then equally hard, which a comparison of seen and unseen classes needs. Larger classes
-    of the reference are matched with larger classes; where there are too few classes or images, with all.
-
-    Args:
-        labels: `(N,)`, to choose from.
-        reference_labels: `(M,)`, whose class sizes are wanted.
-        seed: of the draw.
-    """
-    wanted = np.sort(np.unique(reference_labels, return_counts=True)[1])[::-1]
-    classes, sizes = np.unique(labels, return_counts=True)
-    drawn = _order(classes.tolist(), seed, "matched classes")[: len(wanted)]
-    chosen = []
-    for position, count in zip(sorted(drawn, key=lambda class_: -sizes[class_]), wanted, strict=False):
-        rows = np.flatnonzero(labels == classes[position])
-        chosen.append(rows[_order(rows.tolist(), seed, "matched images")[:count]])
-    return np.sort(np.concatenate(chosen))
-
-
 def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fraction: float) -> Split:
     roles, labels = manifest.roles, manifest.labels
     trains = roles == "train"

@@ -73,13 +73,14 @@ def _say(warning: str | None) -> None:
 
 
 def dead_adversary(accuracies: list[float], chance: float) -> str | None:
-    """A warning when the head never rose above twice chance; else none.
+    """A warning when the head never rose above twice chance, or, of two or three classes, halfway from chance
+    to certainty; else none.
 
     Args:
         accuracies: of the adversary's head on training batches, by epoch, in [0, 1].
         chance: 1 / number of seen classes.
     """
-    if max(accuracies) >= 2 * chance:
+    if max(accuracies) >= min(2 * chance, (1 + chance) / 2):
         return None
     return (
         f"The adversary is dead: its head is at {accuracies[-1]:.1%} where chance is {chance:.1%}, so its "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from unseen.data.module import DataModule
-from unseen.data.split import matched_rows
+from unseen.data.split import matched_galleries
 from unseen.learner.embed import EmbeddedImages, embed
 from unseen.learner.metric_learner import MetricLearner
 from unseen.nn.probe import probe_accuracy
@@ -23,8 +23,9 @@ class Measurement:
 
     Args:
         metrics: split → metric → value. The splits: `unseen` (the protocol's test set); `seen` (held-out
-            images of training classes); `unseen_matched` (unseen images, as many classes and images a class
-            as `seen`, so that both galleries are equally hard); `gap` (`seen` − `unseen_matched`).
+            images of training classes) and `unseen_matched` (unseen images), cut to equally many classes and
+            images a class, so that both galleries are equally hard; `gap` (`seen` − `unseen_matched`); and
+            `validation`, where the protocol holds out classes.
         unseen: the full result on unseen classes.
         queries: the unseen images that were searched with.
         gallery: the unseen images that were searched among; the same object when queries are the gallery.
@@ -52,9 +53,17 @@ def measure(learner: MetricLearner, data: DataModule, evaluate: Evaluate, seed: 
         unseen = evaluate(queries.embeddings, queries.labels)
     else:
         unseen = evaluate(
-            queries.embeddings, queries.labels, gallery=gallery.embeddings, gallery_labels=gallery.labels
+            queries.embeddings,
+            queries.labels,
+            gallery=gallery.embeddings,
+            gallery_labels=gallery.labels,
+            ids=queries.ids,  # an image that is query and gallery is not its own neighbour
+            gallery_ids=gallery.ids,
         )
     metrics = {"unseen": dict(unseen.metrics)}
+    if len(split.validation):
+        validation = embed(learner, data.loader(split.validation))
+        metrics["validation"] = dict(evaluate(validation.embeddings, validation.labels).metrics)
     metrics["unseen"]["probe_accuracy"] = probe_accuracy(queries.features, queries.labels)
     if len(split.seen):
         metrics |= _gap(learner, data, evaluate, queries, seed)
@@ -65,9 +74,12 @@ def _gap(
     learner: MetricLearner, data: DataModule, evaluate: Evaluate, unseen: EmbeddedImages, seed: int
 ) -> dict[str, dict[str, float]]:
     seen = embed(learner, data.loader(data.split.seen), features=True)
-    matched = unseen.select(torch.from_numpy(matched_rows(unseen.labels.numpy(), seen.labels.numpy(), seed)))
+    rows = matched_galleries(seen.labels.numpy(), unseen.labels.numpy(), seed)
+    if len(rows[0]) == 0:
+        return {}
     metrics = {}
-    for name, images in (("seen", seen), ("unseen_matched", matched)):
+    for name, all_images, kept in zip(("seen", "unseen_matched"), (seen, unseen), rows, strict=True):
+        images = all_images.select(torch.from_numpy(kept))
         metrics[name] = dict(evaluate(images.embeddings, images.labels).metrics)
         metrics[name]["probe_accuracy"] = probe_accuracy(images.features, images.labels)
     metrics["gap"] = {

@@ -105,7 +105,12 @@ class MetricLearner(LightningModule):
             self._log_train(f"gradient_norm_{name}", norm, 1)
 
     def on_train_start(self) -> None:
-        """A run that resumes in mid epoch sees no start of that epoch."""
+        """A run that resumes in mid epoch sees no start of that epoch.
+
+        Nor does Lightning hand the loader its state back then: counting steps for the schedule has set the
+        loader up before the checkpoint was read.
+        """
+        self.trainer.fit_loop._load_combined_loader_states()
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
