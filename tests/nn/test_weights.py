@@ -106,3 +106,20 @@ def test_the_real_mobilenet_loads():
     running = backbone.network.bn1.running_var
     assert running.min() > 0
     assert running.std() > 0
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_transformer_file_fits_another_image_size(tmp_path, model):
+    saved = timm.create_model(model)
+    torch.save(saved.state_dict(), tmp_path / "saved.pth")
+    backbone = made(tmp_path / "saved.pth", model, image_size=128)
+    own, wanted = backbone.network.state_dict(), saved.state_dict()
+    adapted = [key for key in own if own[key].shape != wanted[key].shape]
+    assert adapted
+    assert all("pos" in key for key in adapted)
+    assert all(torch.equal(own[key], wanted[key]) for key in own.keys() - set(adapted))
+
+
+def test_an_image_too_small_for_a_network_is_refused_in_words():
+    with pytest.raises(ValueError, match="image_size=48: too small"):
+        made("none", "inception_v3", image_size=48)

@@ -114,7 +114,10 @@ class Backbone(nn.Module):
         """
         handles = self._listen(names)
         self.network.eval()
-        final = _as_map(self.network, self.network.forward_features(torch.zeros(1, 3, size, size)))
+        try:
+            final = _as_map(self.network, self.network.forward_features(torch.zeros(1, 3, size, size)))
+        except RuntimeError as error:
+            raise ValueError(f"image_size={size}: too small for this network ({error}).") from error
         self.network.train()
         for handle in handles:
             handle.remove()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,7 +34,7 @@ def load_weights(network: nn.Module, weights: str) -> None:
 def _load_from_hub(network: nn.Module) -> None:
     name = network.pretrained_cfg.get("architecture")  # type: ignore[union-attr, operator]
     try:
-        load_pretrained(network, num_classes=0)
+        load_pretrained(network, num_classes=0, filter_fn=_family_filter(network))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise ValueError(
             f"weights=timm: the pretrained weights of '{name}' could not be downloaded "
@@ -42,8 +44,11 @@ def _load_from_hub(network: nn.Module) -> None:
 
 
 def _load_from_file(network: nn.Module, path: Path) -> None:
-    state = _without_classifier(network, _read(path))
-    own = network.state_dict()
+    state, own = _read(path), network.state_dict()
+    adapt = _family_filter(network)
+    if adapt is not None and any(state[key].shape != own[key].shape for key in state.keys() & own.keys()):
+        state = adapt(state, network)
+    state = _without_classifier(network, state)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     # Counters that some exporters leave out; they play no part in what the network computes.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
@@ -56,6 +61,11 @@ def _load_from_file(network: nn.Module, path: Path) -> None:
             "Name the network that the file was saved from: backbone.model=…"
         )
     network.load_state_dict(state, strict=False)
+
+
+def _family_filter(network: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Any]] | None:
+    """timm's own step between a file and a network of the family: position tables for another image size."""
+    return getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
