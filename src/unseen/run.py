@@ -16,7 +16,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -29,6 +28,7 @@ from unseen.experiments.record import RunRecord
 from unseen.experiments.table import results_table
 from unseen.learner import MetricLearner
 from unseen.learner.allocator import keep_freed_memory
+from unseen.learner.checkpoints import Checkpoints, check_resumable
 from unseen.learner.measure import Evaluate, Measurement, measure
 from unseen.learner.throughput import Throughput
 from unseen.nn.embedder import Embedder
@@ -101,12 +101,10 @@ def build(config: DictConfig) -> Run:
     """
     seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_folder)
-    if config.resume_from is not None and not Path(config.resume_from).is_file():
-        raise ValueError(
-            f"resume_from={config.resume_from}: no such file. Give a checkpoint of a run (.ckpt)."
-        )
     evaluation = functools.partial(evaluate, **_plain(config.metrics))
     learner, data = _build_learner(config, evaluation)
+    if config.resume_from is not None:
+        check_resumable(learner, Path(config.resume_from))
     _look_before(config, data, folder)
     return Run(
         config=_plain(config),
@@ -179,7 +177,7 @@ def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_cla
 
 def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Trainer:
     validates = len(data.split.validation) > 0
-    checkpoint = ModelCheckpoint(
+    checkpoint = Checkpoints(
         dirpath=folder / "checkpoints",
         filename="{epoch:03d}",
         monitor=MONITOR if validates else None,
@@ -230,11 +228,8 @@ def execute(run: Run) -> RunRecord | None:
 
 def _restore_chosen(run: Run) -> None:
     """The weights of the epoch that the validation classes chose; without them, the last."""
-    ours = run.folder / "checkpoints"  # a user's callbacks may hold checkpoints of their own
-    checkpoint = next(
-        callback
-        for callback in run.trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or "") == ours
+    checkpoint = next(  # a user's callbacks may hold checkpoints of their own
+        callback for callback in run.trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)
     )
     if checkpoint.monitor and checkpoint.best_model_path:
         state = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]

@@ -16,6 +16,7 @@ from unseen.apps.command_line import UsageError, check_overrides, load_config
         ("embedding.normalize=3", ["embedding.normalize=3", "true or false"]),
         ("seed=[", ["seed=["]),
         ("loss=triplet,tripplet", ["loss=tripplet"]),
+        ("trainer.max_epochs=1,three", ["a number", "'three'"]),
     ],
 )
 def test_wrong_overrides_are_refused_in_words(override, words):
@@ -23,6 +24,15 @@ def test_wrong_overrides_are_refused_in_words(override, words):
         check_overrides("train", [override])
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
+    overrides = ["loss=triplet,arcface", "ablation=full,baseline", "adversary.strength.maximum=0.1,0.2"]
+    with pytest.raises(UsageError, match=r"no 'adversary' with loss=triplet, ablation=baseline"):
+        check_overrides("train", overrides)
+    check_overrides("train", ["ablation=full,cann", overrides[-1]])
+    with pytest.raises(UsageError, match=r"loss.function.margin=0.3: there is no key"):
+        check_overrides("train", ["loss=triplet,norm_softmax", "loss.function.margin=0.3"])
 
 
 @pytest.mark.parametrize(

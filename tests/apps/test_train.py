@@ -142,7 +142,7 @@ def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
         (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
         (["data.root=/nowhere"], ["/nowhere"]),
         (["protocol.seen_fraction=2"], ["seen_fraction=2"]),
-        (["resume_from=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+        (["resume_from=/nowhere.ckpt", "sampler.classes_per_batch=4"], ["/nowhere.ckpt"]),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrides, words):
@@ -218,6 +218,31 @@ def test_what_cannot_be_drawn_does_not_end_a_run(tiny_run, tmp_path, override):
     assert result.returncode == 0, result.stderr
     assert "Everything is in" in result.stdout
     assert (tmp_path / "run" / "pictures" / "neighbours.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_training_is_named_in_one_message(
+    tiny_run, coloured_tree, tmp_path, workers
+):
+    tree = tmp_path / "tree"
+    shutil.copytree(coloured_tree, tree)
+    (tree / "class 0" / "0.png").write_bytes(b"no picture")
+    result = train(tmp_path, tiny_run, f"data.root={tree}", f"data.workers={workers}")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: Image '")
+    assert "0.png" in last
+    assert "data.on_error=skip" in last
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_fusion_is_refused_before_training(finished, tiny_run, tmp_path):
+    last = finished[0] / "checkpoints" / "last.ckpt"
+    result = train(tmp_path, tiny_run, f"resume_from={last}", "ablation=cann")
+    assert result.returncode == 2
+    assert "embedder.fusion" in result.stderr.splitlines()[-1]
 
 
 def test_a_forgotten_command_is_named(tmp_path):

@@ -26,6 +26,7 @@ def no_key(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it reads the environment once a process
     return tmp_path / "netrc"
 
 
@@ -52,6 +53,15 @@ def test_without_a_key_it_is_offline_and_says_so(no_key, tmp_path, caplog):
     finish([logger], "success")
     assert wandb.run is None
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_a_disabled_dashboard_writes_nothing(no_key, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = wandb_logger("project", str(tmp_path / "run"), "group", [])
+    log_results([logger], {"unseen/recall_at_1": 0.5}, step=3)
+    finish([logger], "success")
+    assert "offline" not in caplog.text
+    assert not list((tmp_path / "run").rglob("*.wandb"))
 
 
 def test_a_failing_run_is_closed_so_that_the_next_starts_its_own(no_key, tmp_path, tiny_run, monkeypatch):

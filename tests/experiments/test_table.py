@@ -9,8 +9,8 @@ from unseen.experiments.record import RunRecord
 from unseen.experiments.table import metric_title, results_table, runs_table
 
 
-def shown(table):
-    console = Console(width=140, record=True, color_system=None)
+def shown(table, width=140):
+    console = Console(width=width, record=True, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -46,10 +46,19 @@ def test_one_run_shows_every_metric_of_every_split_in_percent():
         )
     )
     assert "glyphs" in text
-    assert text.index("unseen") < text.index("seen classes,") < text.index("generalisation")
+    assert line_with(text, "%") == ["%", "classes", "held", "out", "gap"]
     assert line_with(text, "Recall@1") == ["Recall@1", "62.3", "75.0", "+12.5"]
     assert line_with(text, "MAP@R") == ["MAP@R", "21.0", "–", "-4.0"]
     assert line_with(text, "NMI") == ["NMI", "50.0", "–", "–"]
+
+
+def test_all_columns_fit_a_terminal_of_80_characters():
+    values = {"recall_at_1": 1.0, "knn_accuracy_3": 1.0}
+    splits = ("unseen", "seen", "unseen_matched", "gap", "validation")
+    text = shown(results_table(dict.fromkeys(splits, values)), width=80)
+    assert "…" not in text
+    assert line_with(text, "3-NN")[:2] == ["3-NN", "accuracy"]
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
 def run_of(loss, seed, recall, gap=None):

@@ -144,16 +144,26 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         groups = [override for override in parsed if _is_group(override)]
         for override in groups:
             _check_choice(override, own)
-        try:
-            config = compose(config_name, overrides=own + [_plain(override) for override in groups])
-        except HydraException as error:
-            raise UsageError(str(error)) from error
-        # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
-        content = _plain_content(config)
-        for override in parsed:
-            if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
-                _check_key(override, content)
-                _check_type(override, content)
+        for choices in _choices(groups):
+            try:
+                config = compose(config_name, overrides=[*own, *choices])
+            except HydraException as error:
+                raise UsageError(str(error)) from error
+            # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
+            content = _plain_content(config)
+            for override in parsed:
+                if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
+                    _check_key(override, content, choices)
+                    _check_type(override, content)
+
+
+def _choices(groups: Sequence[Override]) -> Iterator[list[str]]:
+    """The groups as typed; of a sweep, each choice in turn beside the first ones of the others."""
+    first = [_plain(override, _values(override)[0]) for override in groups]
+    yield first
+    for place, override in enumerate(groups):
+        for value in _values(override)[1:]:
+            yield [*first[:place], _plain(override, value), *first[place + 1 :]]
 
 
 def _plain_content(config: DictConfig) -> dict[str, Any]:
@@ -185,19 +195,16 @@ def _is_group(override: Override) -> bool:
     return bool(_group_options(override.key_or_group)) and not _is_hydras(override)
 
 
-def _first(override: Override) -> Any:
-    """The value, or the first of a sweep `a,b,c`."""
+def _values(override: Override) -> list[Any]:
+    """The value, or those of a sweep `a,b,c`."""
     value = override.value()
-    if not isinstance(value, Sweep):
-        return value
-    return next(iter(override.sweep_iterator()))
+    return list(override.sweep_iterator()) if isinstance(value, Sweep) else [value]
 
 
-def _plain(override: Override) -> str:
+def _plain(override: Override, value: Any) -> str:
     prefix = {"ADD": "+", "FORCE_ADD": "++", "DEL": "~"}.get(override.type.name, "")
     if override.type.name == "DEL":
         return f"{prefix}{override.key_or_group}"
-    value = _first(override)
     return f"{prefix}{override.key_or_group}={'null' if value is None else value}"
 
 
@@ -205,8 +212,7 @@ def _check_choice(override: Override, own: Sequence[str]) -> None:
     if override.type.name == "DEL" or own:  # a user's own folder may add choices: Hydra names them itself
         return
     choices = _group_options(override.key_or_group)
-    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    for value in values:
+    for value in _values(override):
         if value is None or isinstance(value, list) or str(value) in choices:
             continue
         raise UsageError(
@@ -215,16 +221,19 @@ def _check_choice(override: Override, own: Sequence[str]) -> None:
         )
 
 
-def _check_key(override: Override, content: dict[str, Any]) -> None:
+def _check_key(override: Override, content: dict[str, Any], choices: Sequence[str]) -> None:
     node: Any = content
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
+        parent = ".".join(parts[:depth])
+        if node is None:
+            given = f" with {', '.join(choices)}" if choices else ""
+            raise UsageError(f"{override.input_line}: there is no '{parent}'{given}, so it has no keys.")
         if not isinstance(node, dict):
             return
         if part in node:
             node = node[part]
             continue
-        parent = ".".join(parts[:depth])
         groups = [] if parent else _group_options("", ObjectType.GROUP)
         names = sorted({str(name) for name in (*node, *groups) if not str(name).startswith("_")} - {"hydra"})
         where = f"'{parent}' has the keys" if parent else "Groups and keys"
@@ -240,17 +249,19 @@ def _check_type(override: Override, content: dict[str, Any]) -> None:
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None
-    value = _first(override)
-    if not isinstance(default, bool | int | float) or value is None or str(value).startswith("${"):
+    if not isinstance(default, bool | int | float):
         return
     wanted = bool if isinstance(default, bool) else int | float
-    number_for_truth = isinstance(value, bool) != isinstance(default, bool)
-    if not isinstance(value, wanted) or number_for_truth:
-        kind = "true or false" if wanted is bool else "a number"
-        raise UsageError(
-            f"{override.input_line}: '{override.key_or_group}' takes {kind} (default {default}), "
-            f"got {value!r}."
-        )
+    for value in _values(override):
+        if value is None or str(value).startswith("${"):
+            continue
+        number_for_truth = isinstance(value, bool) != isinstance(default, bool)
+        if not isinstance(value, wanted) or number_for_truth:
+            kind = "true or false" if wanted is bool else "a number"
+            raise UsageError(
+                f"{override.input_line}: '{override.key_or_group}' takes {kind} (default {default}), "
+                f"got {value!r}."
+            )
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:

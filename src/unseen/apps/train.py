@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from unseen.apps.command_line import building, command
+from unseen.apps.command_line import UsageError, building, command
 
 
 @command("train")
 def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from unseen.data.images import ImageError
     from unseen.run import build, execute
 
     with building():
         run = build(config)
-    record = execute(run)
+    try:
+        record = execute(run)
+    except ImageError as error:
+        # A loading process puts its traceback before the message.
+        message = str(error).splitlines()[-1].removeprefix(f"{ImageError.__module__}.ImageError: ")
+        raise UsageError(message) from error
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 
 

@@ -41,7 +41,7 @@ def wandb_logger(project: str, folder: str, group: str, tags: Sequence[str]) -> 
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     chosen = os.environ.get("WANDB_MODE")
-    offline = not has_wandb_key() if chosen is None else chosen != "online"
+    offline = not has_wandb_key() if chosen is None else chosen in ("offline", "dryrun")
     if offline and chosen is None:
         log.warning(
             "No W&B API key found: logging offline into %s. Upload it later with "

@@ -13,8 +13,8 @@ from unseen.experiments.record import RunRecord
 
 SPLITS = {
     "unseen": "unseen\nclasses",
-    "seen": "seen classes,\nheld-out images",
-    "unseen_matched": "unseen classes,\nas many as seen",
+    "seen": "seen\nclasses,\nheld out",
+    "unseen_matched": "unseen,\nas many\nas seen",
     "gap": "generalisation\ngap",
     "validation": "validation\nclasses",
 }
@@ -49,7 +49,7 @@ def results_table(metrics: Mapping[str, Mapping[str, float]], title: str | None 
     splits = [split for split in SPLITS if split in metrics]
     splits += [split for split in metrics if split not in SPLITS]
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("%")
+    table.add_column("%", no_wrap=True)
     for split in splits:
         table.add_column(
             SPLITS.get(split, split), justify="right", style="bold" if split == "unseen" else None
