@@ -8,6 +8,7 @@ import http.server
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -161,10 +162,9 @@ def test_a_length_that_is_not_the_published_one_is_refused_before_anything_is_ke
 
 def test_a_length_that_promises_more_than_comes(server: Server, tmp_path: Path) -> None:
     def promise(handler: Handler, request: int) -> bool:
-        asked = handler.headers.get("Range")
         handler.head(0, length=len(CONTENT) + 10)
         handler.wfile.write(CONTENT)
-        return asked is None or True
+        return True
 
     server.misbehave = promise
     with pytest.raises(DownloadError, match="ended after 3,000,000 of 3,000,010 bytes"):
@@ -233,6 +233,22 @@ def test_a_complete_leftover_only_has_to_be_moved(server: Server, tmp_path: Path
     (tmp_path / "file.bin.part").write_bytes(CONTENT)
     assert get(server, tmp_path, bytes=None).read_bytes() == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_part_that_something_else_writes_to_is_not_accepted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = download._write_all
+
+    def write_and_be_disturbed(out: FileIO, block: bytes) -> None:
+        write(out, block)
+        with (tmp_path / "file.bin.part").open("ab") as other:
+            other.write(b"of another process")
+
+    monkeypatch.setattr(download, "_write_all", write_and_be_disturbed)
+    with pytest.raises(DownloadError, match="something else"):
+        get(server, tmp_path, bytes=None, md5=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("code", "asked"), [(404, 1), (403, 1), (503, 3), (429, 3)])

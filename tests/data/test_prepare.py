@@ -7,8 +7,10 @@ import http.server
 import io
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from unseen.data.archive import ArchiveError, is_archive
 from unseen.data.download import DownloadError, RemoteFile
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.prepare import prepare
+from unseen.data.sources import cub
 
 NAMES = ("cub", "cars", "sop", "inshop", "flowers", "pets", "plantvillage", "omniglot")
 
@@ -105,6 +108,51 @@ def test_downloads_unpacks_and_reads_and_then_does_nothing(
     assert len(asked) == len(files)
 
 
+def test_of_two_runs_at_once_one_works_and_the_other_waits_for_it(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cub")
+    url, asked = serve(archives)
+    config = configuration("cub", tmp_path / "root")
+    files = remote_files(config, archives, url)
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def read_slowly() -> Manifest:
+        """Announces the read under the lock (the second one), and holds the lock until it may go on."""
+        if not reached.is_set() and (tmp_path / "root" / ".prepare.lock").exists():
+            reached.set()
+            may_go_on.wait(30)
+        return cub.read(tmp_path / "root", expected=None)
+
+    told = io.StringIO()
+    options: dict[str, Any] = {
+        "timeout": 5.0,
+        "attempts": 1,
+        "pause": 0.0,
+        "again": False,
+        "keep_archives": True,
+    }
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare, tmp_path / "root", files, "", read_slowly, **options)
+        assert reached.wait(30)
+        console = Console(file=told, width=1000)
+        second = pool.submit(prepare, tmp_path / "root", files, "", read_slowly, console=console, **options)
+        while "waiting" not in told.getvalue() and not second.done():
+            time.sleep(0.01)
+        assert asked == []
+        may_go_on.set()
+        assert first.result().content_hash == second.result().content_hash
+    assert asked == ["/CUB_200_2011.tgz"]
+    assert "Another process prepares" in told.getvalue()
+
+
+def test_a_root_that_cannot_be_written_is_named_with_the_key(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = configuration("cub", tmp_path / "file" / "root")
+    with pytest.raises(DownloadError, match=r"Cannot write in data\.root='.*root'"):
+        run(config, [])
+
+
 def test_again_checks_what_is_there_and_archives_may_go(
     replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -158,7 +206,7 @@ def test_a_broken_archive_without_checksum_leaves_no_image_in_place(
     config = configuration("cub", tmp_path / "root")
     with pytest.raises(ArchiveError, match="broken or incomplete"):
         run(config, [RemoteFile("CUB_200_2011.tgz", url=f"{url}/CUB_200_2011.tgz")])
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["CUB_200_2011.tgz"]
+    assert {path.name for path in (tmp_path / "root").iterdir()} == {"CUB_200_2011.tgz", ".prepare.lock"}
 
 
 def test_a_set_that_is_not_the_published_one_is_an_error_after_all(
@@ -181,4 +229,4 @@ def test_too_little_room_is_an_error_before_the_first_byte(
     files = [RemoteFile(**file) for file in config.data.download.files]
     with pytest.raises(DownloadError, match=r"needs about 6.2 GB; 1.0 GB are free"):
         run(config, files)
-    assert not (tmp_path / "root").exists()
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".prepare.lock"]

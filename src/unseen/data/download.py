@@ -183,6 +183,11 @@ def _append(
                 raise DownloadError(f"The server sends more than the {total:,} bytes that it should.")
     if total is not None and done < total:
         raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
+    if _size(part) != done:
+        part.unlink(missing_ok=True)
+        raise DownloadError(
+            f"'{part}' was written by something else too, and was removed. Run it again, once at a time."
+        )
 
 
 def _write_all(out: FileIO, block: bytes) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from unseen.data.archive import is_archive, unpack
 from unseen.data.download import DownloadError, RemoteFile, fetch
 from unseen.data.manifest import Manifest, ManifestError
+
+LOCK = ".prepare.lock"
+"""Whoever holds this file of the data root is alone in writing there; it stays, as a lock must."""
 
 
 def prepare(
@@ -29,6 +33,8 @@ def prepare(
     console: Console | None = None,
 ) -> Manifest:
     """Make a data set readable; does nothing if it already is.
+
+    Of several processes that do so at once, one works and the others wait.
 
     Args:
         root: folder of the data set.
@@ -47,25 +53,51 @@ def prepare(
         ArchiveError: see `unpack`.
         ManifestError: the data set is not complete after all.
     """
+    console = console or Console(stderr=True)
     if not again:
-        try:
+        with suppress(
+            ManifestError
+        ):  # before locking: a finished data set may lie in a folder that is read-only
             return read()
-        except ManifestError:
-            pass  # not there yet: that is what this is for
-    _require_manual(root, files, page)
-    _require_space(root, files)
-    with _progress(console) as bar:
+    with _alone(root, console):
+        if not again:
+            with suppress(ManifestError):  # another process may have finished it meanwhile
+                return read()
+        _require_manual(root, files, page)
+        _require_space(root, files)
+        with _progress(console) as bar:
+            for file in files:
+                target = _fetch(file, root, page, bar, timeout, attempts, pause)
+                if is_archive(file.name):
+                    task = bar.add_task(f"unpack {file.name}", total=None)
+                    unpack(target, root / file.into)
+                    bar.update(task, total=1, completed=1)
+        manifest = read()
         for file in files:
-            target = _fetch(file, root, page, bar, timeout, attempts, pause)
-            if is_archive(file.name):
-                task = bar.add_task(f"unpack {file.name}", total=None)
-                unpack(target, root / file.into)
-                bar.update(task, total=1, completed=1)
-    manifest = read()
-    for file in files:
-        if is_archive(file.name) and not keep_archives:
-            _place(file, root).unlink()
-    return manifest
+            if is_archive(file.name) and not keep_archives:
+                _place(file, root).unlink()
+        return manifest
+
+
+@contextmanager
+def _alone(root: Path, console: Console) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(f"Another process prepares '{root}': waiting for it.", markup=False)
+            lock.acquire()
+    except OSError as error:
+        raise DownloadError(
+            f"Cannot write in data.root='{root}' ({error}). "
+            "Name a folder that can be written: data.root=<folder>"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _place(file: RemoteFile, root: Path) -> Path:
@@ -115,7 +147,7 @@ def _fetch(
 
 
 @contextmanager
-def _progress(console: Console | None) -> Iterator[Progress]:
+def _progress(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         yield bar
