@@ -2,7 +2,7 @@
 
 import pytest
 
-from unseen.apps.command_line import UsageError, check_overrides, load_config
+from unseen.apps.command_line import UsageError, check_overrides, config_folder, load_config
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,13 @@ def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
 )
 def test_right_overrides_pass(override):
     check_overrides("train", [override, "data=folder", "data.root=/images"])
+
+
+@pytest.mark.parametrize("data", sorted(path.stem for path in (config_folder() / "data").glob("[!_]*.yaml")))
+@pytest.mark.parametrize("app", ["check", "prepare"])
+def test_every_data_set_goes_with_every_command(app, data):
+    config = load_config([f"data={data}"], app)
+    assert config.data.source._target_.startswith("unseen.data.sources.")
 
 
 def test_the_sampler_follows_the_loss_unless_it_is_named():

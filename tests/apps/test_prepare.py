@@ -70,6 +70,7 @@ def test_gets_a_data_set_and_then_has_nothing_to_do(products: str, tmp_path: Pat
         ((), "unseen prepare data=cub"),
         (("data=inshop",), "3 of 3 files have no public address. Get them from https://mmlab"),
         (("data=csv", "data.path=x.csv"), "nothing to download"),
+        (("data=glyphs",), "nothing to download"),
         (
             (
                 "data=cub",
