@@ -108,6 +108,34 @@ def test_downloads_unpacks_and_reads_and_then_does_nothing(
     assert len(asked) == len(files)
 
 
+def test_what_was_typed_wrong_starts_no_download(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("plantvillage")
+    url, asked = serve(archives)
+    config = configuration("plantvillage", tmp_path / "root")
+    files = remote_files(config, archives, url)
+    run(config, files)
+    (tmp_path / "root" / files[0].name).unlink()
+    config.data.test_species = ["Tomatoo"]
+    with pytest.raises(ManifestError, match=r"'Tomatoo'\. Choose from: Apple"):
+        run(config, files)
+    assert len(asked) == 1
+
+
+def test_a_species_that_is_missing_from_the_disk_is_fetched(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("plantvillage")
+    url, _ = serve(archives)
+    config = configuration("plantvillage", tmp_path / "root")
+    config.data.expected = {"classes": 6}
+    files = remote_files(config, archives, url)
+    whole = run(config, files)
+    shutil.rmtree(whole.root / "Tomato___Leaf_Mold")
+    assert run(config, files).content_hash == whole.content_hash
+
+
 def test_of_two_runs_at_once_one_works_and_the_other_waits_for_it(
     replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from unseen.data.archive import is_archive, unpack
 from unseen.data.download import DownloadError, RemoteFile, fetch
-from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.manifest import Manifest
+from unseen.data.sources.layout import IncompleteData
 
 LOCK = ".prepare.lock"
 """Whoever holds this file of the data root is alone in writing there; it stays, as a lock must."""
@@ -40,7 +41,7 @@ def prepare(
         root: folder of the data set.
         files: what it is made of.
         page: where a person finds those files.
-        read: its source; must raise `ManifestError` as long as the data set is not complete.
+        read: its source; must raise `IncompleteData` as long as the data set is not complete.
         timeout: see `fetch`.
         attempts: see `fetch`.
         pause: see `fetch`.
@@ -51,17 +52,15 @@ def prepare(
     Raises:
         DownloadError: a file must be got by hand (all such are listed, with their places), or see `fetch`.
         ArchiveError: see `unpack`.
-        ManifestError: the data set is not complete after all.
+        ManifestError: the data set is not complete after all, or cannot be read as it was asked for.
     """
     console = console or Console(stderr=True)
     if not again:
-        with suppress(
-            ManifestError
-        ):  # before locking: a finished data set may lie in a folder that is read-only
+        with suppress(IncompleteData):  # before locking: a finished set may lie in a read-only folder
             return read()
     with _alone(root, console):
         if not again:
-            with suppress(ManifestError):  # another process may have finished it meanwhile
+            with suppress(IncompleteData):  # another process may have finished it meanwhile
                 return read()
         _require_manual(root, files, page)
         _require_space(root, files)

@@ -29,7 +29,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing, or the counts are not the published ones.
+        IncompleteData: a file is missing, or the counts are not the published ones.
     """
     together = any(
         (Path(root).expanduser() / inner / "cars_annos.mat").is_file() for inner in ("", "cars196")

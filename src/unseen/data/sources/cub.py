@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.manifest import Manifest
 from unseen.data.sources import layout
 
 
@@ -22,7 +22,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing or broken, or the counts are not the published ones.
+        IncompleteData: a file is missing or broken, or the counts are not the published ones.
     """
     base = layout.find_base(root, "CUB_200_2011", "images.txt")
     path_of = dict(layout.read_fields(base / "images.txt", ("image", "path")))
@@ -47,7 +47,7 @@ def _by_image(path: Path, names: tuple[str, ...], wanted: Mapping[str, str]) -> 
     table = {image: values for image, *values in layout.read_fields(path, names)}
     missing = wanted.keys() - table.keys()
     if missing:
-        raise ManifestError(
+        raise layout.IncompleteData(
             f"'{path}' has no line for image {min(missing, key=int)} ({len(missing)} such): unpack it again."
         )
     return table

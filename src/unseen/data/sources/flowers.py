@@ -19,7 +19,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing, or the counts are not the published ones.
+        IncompleteData: a file is missing, or the counts are not the published ones.
     """
     base = layout.find_base(root, "flowers-102", "imagelabels.mat")
     labels = np.atleast_1d(layout.read_mat(base / "imagelabels.mat")["labels"]).astype(int)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.manifest import Manifest
 from unseen.data.sources import layout
 
 
@@ -21,7 +21,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing or broken, or the counts are not the published ones.
+        IncompleteData: a file is missing or broken, or the counts are not the published ones.
     """
     base = layout.find_base(root, "In-shop Clothes Retrieval Benchmark", "Eval/list_eval_partition.txt")
     partition = base / "Eval" / "list_eval_partition.txt"
@@ -46,7 +46,7 @@ def _boxes(path: Path, images: list[str]) -> NDArray[np.int64]:
     box_of = {row[0]: row[3:] for row in layout.read_fields(path, columns, skip=2)}
     missing = [image for image in images if image not in box_of]
     if missing:
-        raise ManifestError(
+        raise layout.IncompleteData(
             f"'{path}' has no box for '{missing[0]}' ({len(missing):,} such): unpack it again."
         )
     return np.array([box_of[image] for image in images]).astype(np.int64)

@@ -22,15 +22,20 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+class IncompleteData(ManifestError):
+    """Files are missing or broken: getting them again helps, typing something else does not."""
+
+
 def require_folder(root: str | os.PathLike[str]) -> Path:
     """The data root, if there is one.
 
     Raises:
-        ManifestError: it does not exist or is a file.
+        IncompleteData: it does not exist.
+        ManifestError: it is a file.
     """
     path = Path(root).expanduser()
     if not path.exists():
-        raise ManifestError(
+        raise IncompleteData(
             f"data.root='{path}' does not exist (looked in '{Path.cwd()}'). Name the folder of images."
         )
     if not path.is_dir():
@@ -42,13 +47,13 @@ def find_base(root: str | os.PathLike[str], inner: str, marker: str) -> Path:
     """The folder that holds `marker`: `root/inner` (as the archive unpacks) or `root` itself.
 
     Raises:
-        ManifestError: neither holds it.
+        IncompleteData: neither holds it.
     """
     path = require_folder(root)
     for base in (path / inner, path):
         if (base / marker).exists():
             return base
-    raise ManifestError(
+    raise IncompleteData(
         f"Found '{marker}' neither in '{path / inner}' nor in '{path}'. "
         "Point data.root at the unpacked distribution, or get it with: unseen prepare data=<name>"
     )
@@ -58,10 +63,10 @@ def require_file(path: Path) -> Path:
     """A file of the distribution, if it is there.
 
     Raises:
-        ManifestError: it is not.
+        IncompleteData: it is not.
     """
     if not path.is_file():
-        raise ManifestError(f"'{path}' is missing: the data set is incomplete. Unpack its archive again.")
+        raise IncompleteData(f"'{path}' is missing: the data set is incomplete. Unpack its archive again.")
     return path
 
 
@@ -69,7 +74,7 @@ def read_fields(path: Path, names: Sequence[str], skip: int = 0) -> list[list[st
     """The rows of a text table divided by white space (the last field keeps its own); any line ends, any BOM.
 
     Raises:
-        ManifestError: the file is missing, or a row has fewer fields than `names`.
+        IncompleteData: the file is missing, or a row has fewer fields than `names`.
     """
     rows = []
     for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -77,7 +82,7 @@ def read_fields(path: Path, names: Sequence[str], skip: int = 0) -> list[list[st
             continue
         fields = line.strip().split(maxsplit=len(names) - 1)
         if len(fields) != len(names):
-            raise ManifestError(f"'{path}' line {number} is {line[:80]!r}, wanted: {' '.join(names)}.")
+            raise IncompleteData(f"'{path}' line {number} is {line[:80]!r}, wanted: {' '.join(names)}.")
         rows.append(fields)
     return rows
 
@@ -86,12 +91,12 @@ def read_mat(path: Path) -> dict[str, Any]:
     """The variables of a MATLAB file, with axes of length one removed.
 
     Raises:
-        ManifestError: the file is missing or is none.
+        IncompleteData: the file is missing or is none.
     """
     try:
         return dict(loadmat(require_file(path), squeeze_me=True))
     except (ValueError, TypeError, OSError, NotImplementedError, zlib.error) as error:
-        raise ManifestError(f"'{path}' is not a complete MATLAB file ({error}): get it again.") from error
+        raise IncompleteData(f"'{path}' is not a complete MATLAB file ({error}): get it again.") from error
 
 
 def find_images(folder: Path, root: Path) -> list[str]:
@@ -215,7 +220,8 @@ def build(
     """A `Manifest` from `N` rows of path, class name and role; labels are positions in `class_names`.
 
     Raises:
-        ManifestError: an image is missing, or what `Manifest` itself refuses.
+        IncompleteData: an image is missing.
+        ManifestError: what `Manifest` itself refuses.
     """
     require_images(root, paths)
     position = {name: label for label, name in enumerate(class_names)}
@@ -234,12 +240,12 @@ def require_images(root: Path, paths: Iterable[str]) -> None:
     """Every listed image is a file.
 
     Raises:
-        ManifestError: some are not; names the first and counts them.
+        IncompleteData: some are not; names the first and counts them.
     """
     listed = list(paths)
     missing = [path for path in listed if not os.path.isfile(os.path.join(root, path))]
     if missing:
-        raise ManifestError(
+        raise IncompleteData(
             f"{len(missing):,} of {len(listed):,} listed images are missing under '{root}', "
             f"the first is '{missing[0]}'. Correct the list or data.root; of a downloaded data set, "
             "unpack the archive again."
@@ -255,7 +261,8 @@ def expect(manifest: Manifest, expected: Mapping[str, int] | None, lists: str) -
         lists: the files of the distribution that were counted, for the message.
 
     Raises:
-        ManifestError: a number differs, or a key is unknown.
+        IncompleteData: a number differs.
+        ManifestError: a key is unknown.
     """
     counts = {"images": len(manifest), "classes": len(set(manifest.labels.tolist()))}
     for role in ROLES:
@@ -266,7 +273,7 @@ def expect(manifest: Manifest, expected: Mapping[str, int] | None, lists: str) -
         if key not in counts:
             raise ManifestError(f"data.expected has an unknown key '{key}'. Choose from {', '.join(counts)}.")
         if counts[key] != wanted:
-            raise ManifestError(
+            raise IncompleteData(
                 f"Read {counts[key]:,} {key.replace('_', ' ')} where {wanted:,} were published: {lists} in "
                 f"'{manifest.root}' is not the complete original. Get it again, or set data.expected=null "
                 "if it is a subset on purpose."

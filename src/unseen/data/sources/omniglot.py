@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from unseen.data.manifest import Manifest, ManifestError
+from unseen.data.manifest import Manifest
 from unseen.data.sources import layout
 
 SIDES = {"images_background": "train", "images_evaluation": "test"}
@@ -19,7 +19,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a folder is missing, a character has no image, or the counts are not the published
+        IncompleteData: a folder is missing, a character has no image, or the counts are not the published
             ones.
     """
     base = layout.find_base(root, "omniglot-py", "images_background")
@@ -29,7 +29,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
             for character in layout.subfolders(alphabet):
                 images = layout.find_images(character, base)
                 if not images:
-                    raise ManifestError(f"'{character}' has no image: unpack {side}.zip again.")
+                    raise layout.IncompleteData(f"'{character}' has no image: unpack {side}.zip again.")
                 rows += [(path, f"{alphabet.name}/{character.name}", role, alphabet.name) for path in images]
     paths, classes, roles, alphabets = zip(*rows, strict=True) if rows else ((), (), (), ())
     manifest = layout.build(

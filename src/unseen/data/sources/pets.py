@@ -22,7 +22,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing or broken, or the counts are not the published ones.
+        IncompleteData: a file is missing or broken, or the counts are not the published ones.
     """
     base = layout.find_base(root, "oxford-iiit-pet", "annotations/list.txt")
     rows = layout.read_fields(base / "annotations" / "list.txt", ("image", "class", "species", "breed"))

@@ -24,15 +24,11 @@ def read(
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: there are no such folders, a species does not exist, one side of the split is empty, or
-            the counts are not the published ones.
+        IncompleteData: there are no such folders, or the counts are not the published ones.
+        ManifestError: a species does not exist, or one side of the split is empty.
     """
     base, folders = _class_folders(layout.require_folder(root))
     species_of = {folder.name: folder.name.split("___")[0] for folder in folders}
-    unknown = sorted(set(test_species) - set(species_of.values()))
-    if unknown:
-        known = ", ".join(sorted(set(species_of.values())))
-        raise ManifestError(f"data.test_species names '{unknown[0]}'. Choose from: {known}.")
     rows = [(path, folder.name) for folder in folders for path in layout.find_images(folder, base)]
     classes = [name for _, name in rows]
     manifest = layout.build(
@@ -43,11 +39,17 @@ def read(
         sorted(species_of),
         super_classes=[species_of[name] for name in classes],
     )
+    # First, as a species may be unknown because its folders are missing.
+    layout.expect(manifest, expected, "the tree of images")
+    unknown = sorted(set(test_species) - set(species_of.values()))
+    if unknown:
+        known = ", ".join(sorted(set(species_of.values())))
+        raise ManifestError(f"data.test_species names '{unknown[0]}'. Choose from: {known}.")
     if len(set(manifest.roles.tolist())) < 2:
         raise ManifestError(
             f"data.test_species={list(test_species)} leaves no species on one side of the split."
         )
-    return layout.expect(manifest, expected, "the tree of images")
+    return manifest
 
 
 def _class_folders(root: Path) -> tuple[Path, list[Path]]:
@@ -59,6 +61,6 @@ def _class_folders(root: Path) -> tuple[Path, list[Path]]:
         )
         if folders:
             return base, folders
-    raise ManifestError(
+    raise layout.IncompleteData(
         f"Found no folders named <species>___<state> in '{root}' (nor in {', '.join(INNER[:-1])})."
     )

@@ -17,7 +17,7 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         expected: published counts, see `layout.expect`.
 
     Raises:
-        ManifestError: a file is missing or broken, or the counts are not the published ones.
+        IncompleteData: a file is missing or broken, or the counts are not the published ones.
     """
     base = layout.find_base(root, "Stanford_Online_Products", "Ebay_train.txt")
     columns = ("image_id", "class_id", "super_class_id", "path")
