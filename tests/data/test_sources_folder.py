@@ -111,6 +111,13 @@ def test_a_listed_class_that_does_not_exist_is_named_with_the_nearest(tree: Tree
         read_folder(root, split="names.txt")
 
 
+def test_a_list_in_another_encoding_is_refused(tree: Tree) -> None:
+    root = tree({"café": 1, "wren": 1})
+    (root / "names.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"names\.txt' is not UTF-8"):
+        read_folder(root, split="names.txt")
+
+
 def test_a_missing_root_and_a_file_as_root_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="does not exist"):
         read_folder(tmp_path / "nowhere")

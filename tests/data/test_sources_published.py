@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from unseen.apps.command_line import config_folder
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.sources import cars, cub, flowers, pets, plantvillage, sop
+from unseen.data.sources.layout import IncompleteData
 
 Replica = Callable[[str], Path]
 
@@ -170,11 +173,100 @@ def test_flowers_labels_belong_to_their_images(flowers_replica: Path) -> None:
     assert dict(zip(manifest.paths, manifest.labels.tolist(), strict=True))["jpg/image_00007.jpg"] == 2
 
 
-def test_flowers_with_a_broken_label_file_says_so(flowers_replica: Path) -> None:
+def test_flowers_with_a_label_file_that_ends_anywhere_say_so(flowers_replica: Path) -> None:
     path = flowers_replica / "imagelabels.mat"
-    path.write_bytes(path.read_bytes()[:150])
-    with pytest.raises(ManifestError, match=r"imagelabels\.mat' is not a complete MATLAB file"):
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(IncompleteData, match=r"imagelabels\.mat' is (not a complete|broken)"):
+            flowers.read(flowers_replica, expected=None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"setid": np.arange(3)},
+        {"labels": np.array(["rose", "tulip"])},
+        {"labels": np.array([[]])},
+        # Counted from 0, a label of 0 would be the last class.
+        {"labels": np.array([[0, 1, 2, 3] * IMAGES], dtype=np.uint8)},
+    ],
+)
+def test_flowers_with_other_labels_name_the_file(flowers_replica: Path, content: dict[str, Any]) -> None:
+    savemat(flowers_replica / "imagelabels.mat", content)
+    with pytest.raises(IncompleteData, match=r"imagelabels\.mat' is broken"):
         flowers.read(flowers_replica, expected=None)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_cars_whose_labels_do_not_count_from_one_name_the_file(cars_replica: Path, first: int) -> None:
+    path = cars_replica / "cars196" / "cars_annos.mat"
+    table = loadmat(path)
+    for row in table["annotations"][0]:
+        row["class"] = row["class"] - 1 + first
+    savemat(path, {key: table[key] for key in ("annotations", "class_names")})
+    with pytest.raises(IncompleteData, match=r"cars_annos\.mat'.*label [05]; labels go from 1 to 4"):
+        cars.read(cars_replica, expected=None)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"class_names": ["a", "b"], "annotations": np.arange(3)}, {"annotations": np.arange(3)}]
+)
+def test_cars_without_names_or_annotations_name_the_file(cars_replica: Path, content: dict[str, Any]) -> None:
+    savemat(cars_replica / "cars196" / "cars_annos.mat", content)
+    with pytest.raises(IncompleteData, match=r"cars_annos\.mat' is broken"):
+        cars.read(cars_replica, expected=None)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def damaged(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        assert old in content
+        return content.replace(old, new, 1)
+
+    return change
+
+
+CUB, SOP = "CUB_200_2011", "Stanford_Online_Products"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change"),
+    [
+        ("cub", f"{CUB}/images.txt", empty),
+        ("cub", f"{CUB}/images.txt", damaged(b"Albatross", b"\xe9")),
+        ("cub", f"{CUB}/classes.txt", empty),
+        ("cub", f"{CUB}/classes.txt", cut),
+        ("cub", f"{CUB}/image_class_labels.txt", damaged(b"1 1", b"1 1x")),
+        ("cub", f"{CUB}/bounding_boxes.txt", damaged(b"2.5", b"two")),
+        ("cub", f"{CUB}/bounding_boxes.txt", damaged(b"2.5", b"nan")),
+        ("cub", f"{CUB}/bounding_boxes.txt", damaged(b"2.5", b"inf")),
+        ("sop", f"{SOP}/Ebay_train.txt", empty),
+        ("sop", f"{SOP}/Ebay_test.txt", empty),
+        ("sop", f"{SOP}/Ebay_train.txt", damaged(b"1 8 ", b"1 x ")),
+        ("inshop", "Eval/list_eval_partition.txt", empty),
+        ("inshop", "Eval/list_eval_partition.txt", damaged(b"train", b"tr")),
+        ("inshop", "Anno/list_bbox_inshop.txt", empty),
+        ("inshop", "Anno/list_bbox_inshop.txt", damaged(b"019", b"x9")),
+        ("pets", "annotations/list.txt", empty),
+        ("pets", "annotations/list.txt", damaged(b" 1 1 1", b" x 1 1")),
+    ],
+)
+def test_a_broken_list_is_incomplete_data_and_names_the_file(
+    replica: Replica, name: str, file: str, change: Callable[[bytes], bytes]
+) -> None:
+    root = replica(name)
+    path = root / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(IncompleteData, match=re.escape(f"{path}'")):
+        read_as_configured(name, root)
 
 
 def test_pets_are_the_listed_ones_in_the_order_of_their_numbers(pets_replica: Path) -> None:

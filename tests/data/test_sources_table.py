@@ -68,6 +68,9 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("path,label,left\na/0.png,x,1\n", "only left of the box"),
         ("path,label,left,top,right,bottom\na/0.png,x,1,1,2.5,3\na/1.png,y,1,1,2,3\n", "whole numbers"),
         ("", "'path' is missing"),
+        ('path,label\na/1.png,x\n"a/0.png"a,y\n', "images.csv' line 3 cannot be read.*in quotes"),
+        ('# unseen\npath,label\n"a/0.png"a,y\n', "images.csv' line 3 cannot be read"),
+        ('path,label\n"a/0.png,x\na/1.png,y\n', "images.csv' line 3 cannot be read"),
     ],
 )
 def test_refuses(tree: Tree, text: str, message: str) -> None:

@@ -36,40 +36,45 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
     )
     read_form = _read_together if together else _read_devkit
     base, lists, names, rows = read_form(root)
-    role_of = layout.first_half(names)
-    corners = np.array([row[1:5] for row in rows], dtype=np.int64).reshape(-1, 4)
-    # MATLAB counts pixels from 1 and includes the last one.
-    boxes = corners - np.array([1, 1, 0, 0])
-    classes = [names[int(row[5]) - 1] for row in rows]
-    manifest = layout.build(
-        base, [row[0] for row in rows], classes, [role_of[name] for name in classes], names, boxes=boxes
-    )
-    return layout.expect(manifest, expected, lists)
+    with layout.reading(*(base / name for name in lists)):
+        role_of = layout.first_half(names)
+        corners = np.array([row[1:5] for row in rows], dtype=np.int64).reshape(-1, 4)
+        # MATLAB counts pixels from 1 and includes the last one.
+        boxes = corners - np.array([1, 1, 0, 0])
+        classes = [layout.numbered(names, row[5]) for row in rows]
+        manifest = layout.build(
+            base, [row[0] for row in rows], classes, [role_of[name] for name in classes], names, boxes=boxes
+        )
+    return layout.expect(manifest, expected, " and ".join(lists))
 
 
-Form = tuple[Path, str, list[str], list[tuple[Any, ...]]]
+Form = tuple[Path, list[str], list[str], list[tuple[Any, ...]]]
 
 
 def _read_together(root: str | os.PathLike[str]) -> Form:
     base = layout.find_base(root, "cars196", "cars_annos.mat")
-    table = layout.read_mat(base / "cars_annos.mat")
-    return base, "cars_annos.mat", _names(table), _rows(table, "relative_im_path", "")
+    lists = base / "cars_annos.mat"
+    return base, [lists.name], _names(lists), _rows(lists, "relative_im_path", "")
 
 
 def _read_devkit(root: str | os.PathLike[str]) -> Form:
     base = layout.find_base(root, "stanford_cars", "devkit/cars_meta.mat")
-    names = _names(layout.read_mat(base / "devkit" / "cars_meta.mat"))
-    labelled = "cars_test_annos_withlabels.mat"
-    test = base / "devkit" / labelled
-    rows = _rows(layout.read_mat(base / "devkit" / "cars_train_annos.mat"), "fname", "cars_train/")
-    rows += _rows(layout.read_mat(test if test.is_file() else base / labelled), "fname", "cars_test/")
-    return base, f"devkit/cars_train_annos.mat and {labelled}", names, rows
+    train, labelled = "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"
+    test = f"devkit/{labelled}" if (base / "devkit" / labelled).is_file() else labelled
+    rows = _rows(base / train, "fname", "cars_train/") + _rows(base / test, "fname", "cars_test/")
+    return base, [train, test], _names(base / "devkit" / "cars_meta.mat"), rows
 
 
-def _names(table: dict[str, Any]) -> list[str]:
-    return [str(name).strip() for name in np.atleast_1d(table["class_names"])]
+def _names(lists: Path) -> list[str]:
+    table = layout.read_mat(lists)
+    with layout.reading(lists):
+        return [str(name).strip() for name in np.atleast_1d(table["class_names"])]
 
 
-def _rows(table: dict[str, Any], path_field: str, folder: str) -> list[tuple[Any, ...]]:
-    annotations = np.atleast_1d(table["annotations"])
-    return [(f"{folder}{row[path_field]}", *(int(row[field]) for field in FIELDS)) for row in annotations]
+def _rows(lists: Path, path_field: str, folder: str) -> list[tuple[Any, ...]]:
+    table = layout.read_mat(lists)
+    with layout.reading(lists):
+        return [
+            (f"{folder}{row[path_field]}", *(int(row[field]) for field in FIELDS))
+            for row in np.atleast_1d(table["annotations"])
+        ]

@@ -29,17 +29,20 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
     name_of = dict(layout.read_fields(base / "classes.txt", ("class", "name")))
     class_of = _by_image(base / "image_class_labels.txt", ("image", "class"), path_of)
     corners = _by_image(base / "bounding_boxes.txt", ("image", "x", "y", "width", "height"), path_of)
-    numbers = sorted(name_of, key=int)
-    role_of = layout.first_half(numbers)
-    images = sorted(path_of, key=int)
-    manifest = layout.build(
-        base / "images",
-        [path_of[image] for image in images],
-        [name_of[class_of[image][0]] for image in images],
-        [role_of[class_of[image][0]] for image in images],
-        [name_of[number] for number in numbers],
-        boxes=np.stack([_box(corners[image]) for image in images]),
-    )
+    with layout.reading(base / "bounding_boxes.txt"):
+        box_of = {image: _box(corners[image]) for image in path_of}
+    with layout.reading(base / "classes.txt", base / "image_class_labels.txt", base / "images.txt"):
+        numbers = sorted(name_of, key=int)
+        role_of = layout.first_half(numbers)
+        images = sorted(path_of, key=int)
+        manifest = layout.build(
+            base / "images",
+            [path_of[image] for image in images],
+            [name_of[class_of[image][0]] for image in images],
+            [role_of[class_of[image][0]] for image in images],
+            [name_of[number] for number in numbers],
+            boxes=np.stack([box_of[image] for image in images]),
+        )
     return layout.expect(manifest, expected, "images.txt")
 
 
@@ -47,8 +50,9 @@ def _by_image(path: Path, names: tuple[str, ...], wanted: Mapping[str, str]) -> 
     table = {image: values for image, *values in layout.read_fields(path, names)}
     missing = wanted.keys() - table.keys()
     if missing:
+        first = next(image for image in wanted if image in missing)
         raise layout.IncompleteData(
-            f"'{path}' has no line for image {min(missing, key=int)} ({len(missing)} such): unpack it again."
+            f"'{path}' has no line for image {first} ({len(missing)} such): unpack it again."
         )
     return table
 

@@ -22,10 +22,13 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         IncompleteData: a file is missing, or the counts are not the published ones.
     """
     base = layout.find_base(root, "flowers-102", "imagelabels.mat")
-    labels = np.atleast_1d(layout.read_mat(base / "imagelabels.mat")["labels"]).astype(int)
-    names = [f"{label:03d}" for label in range(1, int(labels.max()) + 1)]
-    role_of = layout.first_half(names)
-    classes = [names[label - 1] for label in labels]
-    paths = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
-    manifest = layout.build(base, paths, classes, [role_of[name] for name in classes], names)
+    lists = base / "imagelabels.mat"
+    table = layout.read_mat(lists)
+    with layout.reading(lists):
+        labels = np.atleast_1d(table["labels"]).astype(int).tolist()
+        names = [f"{label:03d}" for label in range(1, max(labels) + 1)]
+        role_of = layout.first_half(names)
+        classes = [layout.numbered(names, label) for label in labels]
+        paths = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
+        manifest = layout.build(base, paths, classes, [role_of[name] for name in classes], names)
     return layout.expect(manifest, expected, "imagelabels.mat")

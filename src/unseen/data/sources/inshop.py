@@ -29,15 +29,12 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
     rows = layout.read_fields(partition, ("image_name", "item_id", "evaluation_status"), skip=2)
     paths, items, roles = (list(column) for column in zip(*rows, strict=True))
     images = next((folder for folder in (base / "Img", base) if (folder / "img").is_dir()), base)
-    manifest = layout.build(
-        images,
-        paths,
-        items,
-        roles,
-        sorted(set(items)),
-        boxes=_boxes(base / "Anno" / "list_bbox_inshop.txt", paths),
-        super_classes=["/".join(path.split("/")[1:3]) for path in paths],
-    )
+    boxes = _boxes(base / "Anno" / "list_bbox_inshop.txt", paths)
+    super_classes = ["/".join(path.split("/")[1:3]) for path in paths]
+    with layout.reading(partition):
+        manifest = layout.build(
+            images, paths, items, roles, sorted(set(items)), boxes=boxes, super_classes=super_classes
+        )
     return layout.expect(manifest, expected, "Eval/list_eval_partition.txt")
 
 
@@ -49,4 +46,5 @@ def _boxes(path: Path, images: list[str]) -> NDArray[np.int64]:
         raise layout.IncompleteData(
             f"'{path}' has no box for '{missing[0]}' ({len(missing):,} such): unpack it again."
         )
-    return np.array([box_of[image] for image in images]).astype(np.int64)
+    with layout.reading(path):
+        return np.array([box_of[image] for image in images]).astype(np.int64)

@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import os
 import unicodedata
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +24,27 @@ IMAGE_SUFFIXES = frozenset(
 
 class IncompleteData(ManifestError):
     """Files are missing or broken: getting them again helps, typing something else does not."""
+
+
+@contextmanager
+def reading(*files: Path) -> Iterator[None]:
+    """While published files are read: a class without a name, no number where one belongs, or whatever else
+    their content leads to, is an error that names them.
+
+    Args:
+        files: what is at fault if something is.
+
+    Raises:
+        IncompleteData: something went wrong.
+    """
+    try:
+        yield
+    except IncompleteData:
+        raise
+    except (LookupError, ValueError, TypeError, OverflowError) as error:
+        words = str(error) if isinstance(error, ManifestError) else f"{type(error).__name__}: {error}"
+        names = " or ".join(f"'{file}'" for file in files)
+        raise IncompleteData(f"{names} is broken or incomplete ({words}). Unpack or get it again.") from error
 
 
 def require_folder(root: str | os.PathLike[str]) -> Path:
@@ -74,16 +95,20 @@ def read_fields(path: Path, names: Sequence[str], skip: int = 0) -> list[list[st
     """The rows of a text table divided by white space (the last field keeps its own); any line ends, any BOM.
 
     Raises:
-        IncompleteData: the file is missing, or a row has fewer fields than `names`.
+        IncompleteData: the file is missing, is no text or has no row, or a row has fewer fields than `names`.
     """
     rows = []
-    for number, line in enumerate(require_file(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
+    with reading(path):
+        text = require_file(path).read_text(encoding="utf-8-sig")
+    for number, line in enumerate(text.splitlines(), start=1):
         if number <= skip or not line.strip() or line.startswith("#"):
             continue
         fields = line.strip().split(maxsplit=len(names) - 1)
         if len(fields) != len(names):
             raise IncompleteData(f"'{path}' line {number} is {line[:80]!r}, wanted: {' '.join(names)}.")
         rows.append(fields)
+    if not rows:
+        raise IncompleteData(f"'{path}' has no rows: the data set is incomplete. Unpack its archive again.")
     return rows
 
 
@@ -93,10 +118,22 @@ def read_mat(path: Path) -> dict[str, Any]:
     Raises:
         IncompleteData: the file is missing or is none.
     """
+    require_file(path)
     try:
-        return dict(loadmat(require_file(path), squeeze_me=True))
-    except (ValueError, TypeError, OSError, NotImplementedError, zlib.error) as error:
+        return dict(loadmat(path, squeeze_me=True))
+    except Exception as error:  # whatever the broken bytes led SciPy to
         raise IncompleteData(f"'{path}' is not a complete MATLAB file ({error}): get it again.") from error
+
+
+def numbered(names: Sequence[str], number: int) -> str:
+    """The name that a number counted from 1 stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if not 1 <= number <= len(names):
+        raise ValueError(f"there is a label {number}; labels go from 1 to {len(names)}")
+    return names[number - 1]
 
 
 def find_images(folder: Path, root: Path) -> list[str]:
@@ -191,7 +228,10 @@ def _read_class_list(split: str, class_names: Sequence[str], root: Path) -> set[
             f"data.split='{split}' is neither order nor fraction, and there is no such file. "
             "Name a text file with one class name a line."
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"'{path}' is not UTF-8 text ({error}). Save it as UTF-8.") from error
     named = {normal(line.strip()) for line in lines if line.strip()}
     unknown = sorted(named - set(class_names))
     if unknown:

@@ -32,7 +32,8 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
                     raise layout.IncompleteData(f"'{character}' has no image: unpack {side}.zip again.")
                 rows += [(path, f"{alphabet.name}/{character.name}", role, alphabet.name) for path in images]
     paths, classes, roles, alphabets = zip(*rows, strict=True) if rows else ((), (), (), ())
-    manifest = layout.build(
-        base, paths, classes, roles, list(dict.fromkeys(classes)), super_classes=alphabets
-    )
+    with layout.reading(base):
+        manifest = layout.build(
+            base, paths, classes, roles, list(dict.fromkeys(classes)), super_classes=alphabets
+        )
     return layout.expect(manifest, expected, " and ".join(SIDES))

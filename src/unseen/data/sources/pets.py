@@ -25,17 +25,19 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         IncompleteData: a file is missing or broken, or the counts are not the published ones.
     """
     base = layout.find_base(root, "oxford-iiit-pet", "annotations/list.txt")
-    rows = layout.read_fields(base / "annotations" / "list.txt", ("image", "class", "species", "breed"))
+    lists = base / "annotations" / "list.txt"
+    rows = layout.read_fields(lists, ("image", "class", "species", "breed"))
     # 'american_bulldog_100' is image 100 of the breed 'american_bulldog'.
     name_of = {number: image.rpartition("_")[0] for image, number, _, _ in rows}
-    numbers = sorted(name_of, key=int)
-    role_of = layout.first_half(numbers)
-    manifest = layout.build(
-        base,
-        [f"images/{image}.jpg" for image, *_ in rows],
-        [name_of[number] for _, number, *_ in rows],
-        [role_of[number] for _, number, *_ in rows],
-        [name_of[number] for number in numbers],
-        super_classes=[SPECIES.get(species, species) for _, _, species, _ in rows],
-    )
+    with layout.reading(lists):
+        numbers = sorted(name_of, key=int)
+        role_of = layout.first_half(numbers)
+        manifest = layout.build(
+            base,
+            [f"images/{image}.jpg" for image, *_ in rows],
+            [name_of[number] for _, number, *_ in rows],
+            [role_of[number] for _, number, *_ in rows],
+            [name_of[number] for number in numbers],
+            super_classes=[SPECIES.get(species, species) for _, _, species, _ in rows],
+        )
     return layout.expect(manifest, expected, "annotations/list.txt")

@@ -31,14 +31,15 @@ def read(
     species_of = {folder.name: folder.name.split("___")[0] for folder in folders}
     rows = [(path, folder.name) for folder in folders for path in layout.find_images(folder, base)]
     classes = [name for _, name in rows]
-    manifest = layout.build(
-        base,
-        [path for path, _ in rows],
-        classes,
-        ["test" if species_of[name] in test_species else "train" for name in classes],
-        sorted(species_of),
-        super_classes=[species_of[name] for name in classes],
-    )
+    with layout.reading(base):
+        manifest = layout.build(
+            base,
+            [path for path, _ in rows],
+            classes,
+            ["test" if species_of[name] in test_species else "train" for name in classes],
+            sorted(species_of),
+            super_classes=[species_of[name] for name in classes],
+        )
     # First, as a species may be unknown because its folders are missing.
     layout.expect(manifest, expected, "the tree of images")
     unknown = sorted(set(test_species) - set(species_of.values()))

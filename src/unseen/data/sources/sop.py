@@ -27,12 +27,13 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
         for _, product, _, path in layout.read_fields(base / f"Ebay_{role}.txt", columns, skip=1)
     ]
     paths, products, roles = (list(column) for column in zip(*rows, strict=True))
-    manifest = layout.build(
-        base,
-        paths,
-        products,
-        roles,
-        sorted(set(products), key=int),
-        super_classes=[path.split("/")[0].removesuffix("_final") for path in paths],
-    )
+    with layout.reading(base / "Ebay_train.txt", base / "Ebay_test.txt"):
+        manifest = layout.build(
+            base,
+            paths,
+            products,
+            roles,
+            sorted(set(products), key=int),
+            super_classes=[path.split("/")[0].removesuffix("_final") for path in paths],
+        )
     return layout.expect(manifest, expected, "Ebay_train.txt and Ebay_test.txt")

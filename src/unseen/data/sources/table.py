@@ -69,15 +69,23 @@ def read(
 def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         # A saved manifest opens with a line of comment.
-        lines = [line for number, line in enumerate(file) if number > 0 or not line.startswith("#")]
-    reader = csv.DictReader(lines, strict=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
+        lines = file.readlines()
+    comment = int(bool(lines) and lines[0].startswith("#"))
+    reader = csv.DictReader(lines[comment:], strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        raw_rows = list(reader)
+    except csv.Error as error:
+        raise ManifestError(
+            f"'{table}' line {comment + reader.reader.line_num} cannot be read ({error}). "
+            "A field in quotes ends with a quote, and a quote inside it is written twice."
+        ) from error
     _check_columns(table, columns)
-    reader.fieldnames = columns
-    # Empty columns of a saved manifest (no boxes) mean what absent ones mean.
-    rows = [_check_row(table, row, number) for number, row in enumerate(reader, start=1)]
+    rows = [_check_row(table, row, number) for number, row in enumerate(raw_rows, start=1)]
     if not rows:
         raise ManifestError(f"'{table}' has a header but no rows.")
+    # Empty columns of a saved manifest (no boxes) mean what absent ones mean.
     filled = [name for name in columns if name in ("path", "label") or any(row[name] for row in rows)]
     for number, row in enumerate(rows, start=1):
         if "role" in filled and row["role"] not in ROLES:
