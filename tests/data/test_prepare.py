@@ -258,3 +258,7 @@ def test_too_little_room_is_an_error_before_the_first_byte(
     with pytest.raises(DownloadError, match=r"needs about 6.2 GB; 1.0 GB are free"):
         run(config, files)
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".prepare.lock"]
+    with (tmp_path / "root" / f"{files[0].name}.part").open("wb") as part:
+        part.truncate(2 * 10**9)  # what an interrupted download left needs no room any more
+    with pytest.raises(DownloadError, match=r"needs about 4.2 GB; 1.0 GB are free"):
+        run(config, files)

@@ -89,7 +89,7 @@ def fetch(
         return target
     if file.url is None:
         raise DownloadError(f"{file.name} has no public address: get it by hand and put it at '{target}'.")
-    part = folder / f"{file.name}.part"
+    part = _part(target)
     with _writing(part):
         folder.mkdir(parents=True, exist_ok=True)
     _fetch_part(file, part, timeout, attempts, pause, progress)
@@ -102,6 +102,15 @@ def fetch(
         raise
     os.replace(part, target)
     return target
+
+
+def kept(target: Path) -> int:
+    """Bytes that an interrupted download of `target` left."""
+    return _size(_part(target))
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def _fetch_part(

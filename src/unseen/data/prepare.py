@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from unseen.data.archive import is_archive, unpack
-from unseen.data.download import DownloadError, RemoteFile, fetch
+from unseen.data.download import DownloadError, RemoteFile, fetch, kept
 from unseen.data.manifest import Manifest
 from unseen.data.sources.layout import IncompleteData
 
@@ -116,7 +116,8 @@ def _require_manual(root: Path, files: Sequence[RemoteFile], page: str) -> None:
 
 def _require_space(root: Path, files: Sequence[RemoteFile]) -> None:
     """Images hardly compress: an archive needs its own length and as much again unpacked."""
-    missing = sum(file.bytes or 0 for file in files if not _place(file, root).exists())
+    places = [(file, _place(file, root)) for file in files]
+    missing = sum(max(0, (file.bytes or 0) - kept(place)) for file, place in places if not place.exists())
     unpacked = sum(file.bytes or 0 for file in files if is_archive(file.name))
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
