@@ -6,6 +6,9 @@ import hashlib
 import http.server
 import io
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -235,6 +238,30 @@ def test_a_broken_archive_without_checksum_leaves_no_image_in_place(
     with pytest.raises(ArchiveError, match="broken or incomplete"):
         run(config, [RemoteFile("CUB_200_2011.tgz", url=f"{url}/CUB_200_2011.tgz")])
     assert {path.name for path in (tmp_path / "root").iterdir()} == {"CUB_200_2011.tgz", ".prepare.lock"}
+
+
+def test_what_a_killed_run_unpacked_is_removed(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cub")
+    url, _ = serve(archives)
+    config = configuration("cub", tmp_path / "root")
+    name = "CUB_200_2011.tgz"
+    copying = f"""
+import os, shutil, signal, sys
+from pathlib import Path
+from unseen.data.archive import unpack
+shutil.copyfileobj = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+unpack(Path({str(archives / name)!r}), Path({str(tmp_path / "root")!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", copying], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    (leftover,) = (tmp_path / "root").iterdir()
+    own = tmp_path / "root" / f".{name}.mine"
+    own.mkdir()
+    run(config, remote_files(config, archives, url))
+    assert not leftover.exists()
+    assert own.exists()
 
 
 def test_a_set_that_is_not_the_published_one_is_an_error_after_all(

@@ -70,6 +70,18 @@ def unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
+def remove_leftovers(archive: Path, folder: Path) -> None:
+    """Remove what a process that was killed while it unpacked `archive` into `folder` left there.
+
+    Only for whoever is alone in `folder`: what another process unpacks at this moment looks the same.
+    """
+    # The name that `mkdtemp` gives, and nothing else that begins like it.
+    ours = re.compile(re.escape(f".{archive.name}.") + "[a-z0-9_]{8}")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if ours.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _members(archive: Path) -> Iterator[Member]:
     if zipfile.is_zipfile(archive):
         return _zip_members(archive)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from unseen.data.archive import is_archive, unpack
+from unseen.data.archive import is_archive, remove_leftovers, unpack
 from unseen.data.download import DownloadError, RemoteFile, fetch, kept
 from unseen.data.manifest import Manifest
 from unseen.data.sources.layout import IncompleteData
@@ -63,6 +63,8 @@ def prepare(
             with suppress(IncompleteData):  # another process may have finished it meanwhile
                 return read()
         _require_manual(root, files, page)
+        for file in files:
+            remove_leftovers(_place(file, root), root / file.into)
         _require_space(root, files)
         with _progress(console) as bar:
             for file in files:
