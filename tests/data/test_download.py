@@ -251,6 +251,56 @@ def test_a_part_that_something_else_writes_to_is_not_accepted(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("knows_if_range", [True, False])
+@pytest.mark.parametrize("name", ["ETag", "Last-Modified"])
+def test_a_file_that_changed_after_a_break_is_fetched_anew(
+    server: Server, tmp_path: Path, name: str, knows_if_range: bool
+) -> None:
+    old, new = '"old"', '"new"'
+    before, now = b"A" * len(CONTENT), b"B" * len(CONTENT)
+    asked: list[str | None] = []
+
+    def serve(handler: Handler, request: int) -> bool:
+        asked.append(handler.headers.get("If-Range"))
+        content, version = (before, old) if request == 1 else (now, new)
+        resumes = handler.headers.get("Range") and not (knows_if_range and asked[-1] != version)
+        start = 1_000_000 if resumes else 0
+        handler.send_response(206 if start else 200)
+        handler.send_header("ETag", version if name == "ETag" else 'W/"weak"')
+        handler.send_header("Last-Modified", version if name == "Last-Modified" else "always")
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start : 1_000_000 if request == 1 else None])
+        return True
+
+    server.misbehave = serve
+    with pytest.raises(DownloadError, match="1,000,000 bytes are kept"):
+        get(server, tmp_path, attempts=1, bytes=None, md5=None)
+    assert get(server, tmp_path, bytes=None, md5=None).read_bytes() == now
+    assert asked == ([None, old] if knows_if_range else [None, old, None])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_an_unchanged_file_is_continued_though_its_version_is_not_repeated(
+    server: Server, tmp_path: Path
+) -> None:
+    def serve(handler: Handler, request: int) -> bool:
+        if request > 1:
+            return False  # a part without the version
+        handler.send_response(200)
+        handler.send_header("ETag", '"one"')
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:1000])
+        return True
+
+    server.misbehave = serve
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"]
+
+
 @pytest.mark.parametrize(("code", "asked"), [(404, 1), (403, 1), (503, 3), (429, 3)])
 def test_a_refusal_is_repeated_only_where_another_attempt_may_help(
     server: Server, tmp_path: Path, code: int, asked: int

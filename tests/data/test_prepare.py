@@ -14,6 +14,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,16 @@ def run(config: DictConfig, files: list[RemoteFile], **options: Any) -> Manifest
         except InstantiationException as error:
             raise error.__cause__ or error from None
 
-    defaults = {"timeout": 5.0, "attempts": 2, "pause": 0.0, "again": False, "keep_archives": True}
-    quiet = Console(file=io.StringIO())
+    defaults: dict[str, Any] = {
+        "timeout": 5.0,
+        "attempts": 2,
+        "pause": 0.0,
+        "again": False,
+        "keep_archives": True,
+    }
+    defaults["console"] = Console(file=io.StringIO())
     page = config.data.download.page
-    return prepare(Path(config.data.root), files, page, read, console=quiet, **(defaults | options))
+    return prepare(Path(config.data.root), files, page, read, **(defaults | options))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -238,6 +245,33 @@ def test_a_broken_archive_without_checksum_leaves_no_image_in_place(
     with pytest.raises(ArchiveError, match="broken or incomplete"):
         run(config, [RemoteFile("CUB_200_2011.tgz", url=f"{url}/CUB_200_2011.tgz")])
     assert {path.name for path in (tmp_path / "root").iterdir()} == {"CUB_200_2011.tgz", ".prepare.lock"}
+
+
+def test_a_file_without_checksum_is_said_to_be_unchecked(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cars")
+    url, _ = serve(archives)
+    config = configuration("cars", tmp_path / "root")
+    (checked,) = remote_files(config, archives, url)
+    told = io.StringIO()
+    run(config, [checked], console=Console(file=told, width=1000))
+    assert "unchecked" not in told.getvalue()
+    unchecked = replace(checked, md5=None)
+    run(config, [unchecked], console=Console(file=told, width=1000), again=True)
+    assert "CARS196.zip is unchecked" in told.getvalue()
+
+
+def test_a_broken_list_is_unpacked_again(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cub")
+    url, _ = serve(archives)
+    config = configuration("cub", tmp_path / "root")
+    files = remote_files(config, archives, url)
+    whole = run(config, files)
+    (tmp_path / "root" / "CUB_200_2011" / "images.txt").write_text("")
+    assert run(config, files).content_hash == whole.content_hash
 
 
 def test_what_a_killed_run_unpacked_is_removed(

@@ -1,6 +1,7 @@
 """Fetch one published file: resumed where it broke off, checked for length and checksum, put in place whole.
 
-What arrives is kept in `<name>.part` until it is complete, so that after a break only the rest is fetched.
+What arrives is kept in `<name>.part` until it is complete, so that after a break only the rest is fetched;
+`<name>.part.version` says of which version of the file it is, so that two versions are never joined.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from io import FileIO
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -98,8 +100,9 @@ def fetch(
             part, file, "What arrived was removed. Run it again; if it stays so, the published file changed."
         )
     except DownloadError:
-        part.unlink()
+        _drop(part)
         raise
+    _version_file(part).unlink(missing_ok=True)
     os.replace(part, target)
     return target
 
@@ -111,6 +114,15 @@ def kept(target: Path) -> int:
 
 def _part(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.version")
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
 
 
 def _fetch_part(
@@ -141,9 +153,13 @@ def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) 
     headers = {"User-Agent": "unseen", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
+        if version := _kept_version(part):
+            headers["If-Range"] = version  # if it changed, all of it comes
     try:
         with urlopen(Request(str(file.url), headers=headers), timeout=timeout) as response:
             start, total = _extent(response, file)
+            if start > 0:
+                _require_same_version(response.headers, part)
             if start > have:
                 raise DownloadError(f"{file.url} sends bytes from {start:,} on where {have:,} was asked for.")
             _append(response, part, start, total, progress)
@@ -151,6 +167,32 @@ def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) 
         _explain_refusal(error, file, part)
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(_words(error, timeout)) from error
+
+
+def _version(headers: Message) -> str | None:
+    """What tells this version of a file from others; a weak ETag may be that of several."""
+    etag = headers.get("ETag", "W/")
+    version = headers.get("Last-Modified") if etag.startswith("W/") else etag
+    return version if version and version.isprintable() else None  # it is sent back as a header
+
+
+def _kept_version(part: Path) -> str | None:
+    path = _version_file(part)
+    return path.read_text(encoding="latin-1") if path.exists() else None
+
+
+def _keep_version(headers: Message, part: Path) -> None:
+    _version_file(part).unlink(missing_ok=True)
+    if version := _version(headers):
+        _version_file(part).write_text(version, encoding="latin-1")
+
+
+def _require_same_version(headers: Message, part: Path) -> None:
+    """For servers that do not know If-Range; one that does need not repeat the version."""
+    before, now = _kept_version(part), _version(headers)
+    if before and now and before != now:
+        _drop(part)
+        raise _Interrupted("the file was changed, and what was kept of the old one was dropped")
 
 
 def _size(part: Path) -> int:
@@ -182,7 +224,10 @@ def _append(
     with _writing(part):
         out = part.open("ab", buffering=0)
     with out:
-        out.truncate(start)
+        with _writing(part):
+            out.truncate(start)
+            if start == 0:
+                _keep_version(response.headers, part)
         while block := response.read1(BLOCK):
             with _writing(part):
                 _write_all(out, block)
@@ -193,7 +238,7 @@ def _append(
     if total is not None and done < total:
         raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
     if _size(part) != done:
-        part.unlink(missing_ok=True)
+        _drop(part)
         raise DownloadError(
             f"'{part}' was written by something else too, and was removed. Run it again, once at a time."
         )
@@ -208,10 +253,11 @@ def _write_all(out: FileIO, block: bytes) -> None:
 def _explain_refusal(error: HTTPError, file: RemoteFile, part: Path) -> None:
     if error.code == 416:
         # Nothing is left to send: what is here is as long as the file, or belongs to another one.
+        _require_same_version(error.headers, part)
         total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
         if total is not None and int(total[1]) == _size(part):
             return
-        part.unlink(missing_ok=True)
+        _drop(part)
         raise _Interrupted("what was kept did not fit the file and was dropped") from error
     if error.code >= 500 or error.code in (408, 429):
         raise _Interrupted(f"the server answers {error.code} {error.reason}") from error

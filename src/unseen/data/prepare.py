@@ -134,6 +134,8 @@ def _fetch(
     file: RemoteFile, root: Path, page: str, bar: Progress, timeout: float, attempts: int, pause: float
 ) -> Path:
     place = _place(file, root)
+    if file.md5 is None and file.sha256 is None:
+        bar.console.print(f"{file.name} is unchecked: no checksum of it is published.", markup=False)
     task = bar.add_task(file.name, total=file.bytes)
     try:
         return fetch(
