@@ -287,6 +287,21 @@ def test_plantvillage_leaves_whole_species_out(plantvillage_replica: Path) -> No
             plantvillage.read(plantvillage_replica, test_species=wrong, expected=None)
 
 
+@pytest.mark.parametrize(("minimum", "passes"), [(36, True), (35, True), (37, False)])
+def test_a_minimum_of_images_is_a_minimum(plantvillage_replica: Path, minimum: int, passes: bool) -> None:
+    expected = {"classes": 6, "images_at_least": minimum}
+    if passes:
+        assert len(plantvillage.read(plantvillage_replica, test_species=["Apple"], expected=expected)) == 36
+        return
+    with pytest.raises(IncompleteData, match="Read 36 images where at least 37 were published"):
+        plantvillage.read(plantvillage_replica, test_species=["Apple"], expected=expected)
+
+
+def test_more_than_an_exact_count_is_refused(sop_replica: Path) -> None:
+    with pytest.raises(IncompleteData, match="Read 36 images where 35 were published"):
+        sop.read(sop_replica, expected={"images": 35})
+
+
 def test_omniglot_characters_carry_their_alphabet(replica: Replica) -> None:
     manifest = read_as_configured("omniglot", replica("omniglot"))
     assert manifest.class_names[0] == "Greek/character01"

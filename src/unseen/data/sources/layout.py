@@ -297,11 +297,12 @@ def expect(manifest: Manifest, expected: Mapping[str, int] | None, lists: str) -
 
     Args:
         manifest: what was read.
-        expected: keys `images`, `classes` or `<role>_images`, `<role>_classes`; `None` expects nothing.
+        expected: keys `images`, `classes` or `<role>_images`, `<role>_classes`, each also as
+            `<key>_at_least` where copies differ; `None` expects nothing.
         lists: the files of the distribution that were counted, for the message.
 
     Raises:
-        IncompleteData: a number differs.
+        IncompleteData: a number is another, or too small.
         ManifestError: a key is unknown.
     """
     counts = {"images": len(manifest), "classes": len(set(manifest.labels.tolist()))}
@@ -310,11 +311,17 @@ def expect(manifest: Manifest, expected: Mapping[str, int] | None, lists: str) -
         counts[f"{role}_images"] = int(rows.sum())
         counts[f"{role}_classes"] = len(set(manifest.labels[rows].tolist()))
     for key, wanted in (expected or {}).items():
-        if key not in counts:
-            raise ManifestError(f"data.expected has an unknown key '{key}'. Choose from {', '.join(counts)}.")
-        if counts[key] != wanted:
+        counted = key.removesuffix("_at_least")
+        if counted not in counts:
+            raise ManifestError(
+                f"data.expected has an unknown key '{key}'. Choose from {', '.join(counts)}, "
+                "or one of them with _at_least."
+            )
+        count, minimum = counts[counted], counted != key
+        if count < wanted or (count > wanted and not minimum):
             raise IncompleteData(
-                f"Read {counts[key]:,} {key.replace('_', ' ')} where {wanted:,} were published: {lists} in "
+                f"Read {count:,} {counted.replace('_', ' ')} where {'at least ' if minimum else ''}"
+                f"{wanted:,} were published: {lists} in "
                 f"'{manifest.root}' is not the complete original. Get it again, or set data.expected=null "
                 "if it is a subset on purpose."
             )
