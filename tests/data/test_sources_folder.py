@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def test_finds_nested_and_odd_names_and_ignores_what_is_no_image(tree: Tree) -> 
         (root / stray).write_bytes(b"x")
     (root / ".cache").mkdir()
     assert read_folder(root).paths == ("b/deep/0.png", "b/deep/1.png", "with space/Ünï 1.PNG")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash divides folders")
+def test_a_backslash_in_a_name_stays_one(tree: Tree) -> None:
+    root = tree({"a": 1, "b": 1})
+    (root / "a" / "0.png").rename(root / "a" / "x\\y.png")
+    manifest = read_folder(root)
+    assert manifest.paths == ("a/x\\y.png", "b/0.png")
+    assert manifest.absolute(0).is_file()
 
 
 def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ def test_an_explicit_split_goes_before_the_role_column(tree: Tree) -> None:
     assert manifest.roles.tolist() == ["train", "test"]
 
 
+def test_paths_of_a_table_made_on_windows_are_read_everywhere(tree: Tree) -> None:
+    manifest = read_table(tree({"a": 1, "b": 1}), "path,label\na\\0.png,x\nb\\0.png,y\n")
+    assert manifest.paths == ("a/0.png", "b/0.png")
+
+
 def test_boxes_and_super_classes(tree: Tree) -> None:
     text = "path,label,left,top,right,bottom,super_class\na/0.png,x,0,1,5,6,birds\na/1.png,y,1,1,4,4,cars\n"
     manifest = read_table(tree({"a": 2}), text)

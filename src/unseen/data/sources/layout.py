@@ -267,7 +267,7 @@ def build(
     position = {name: label for label, name in enumerate(class_names)}
     return Manifest(
         root=root,
-        paths=tuple(PurePosixPath(path.replace("\\", "/")).as_posix() for path in paths),
+        paths=tuple(PurePosixPath(path).as_posix() for path in paths),
         labels=np.array([position[name] for name in classes], dtype=np.int64),
         class_names=tuple(class_names),
         roles=np.array(roles, dtype=np.str_),

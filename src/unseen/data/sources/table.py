@@ -57,7 +57,7 @@ def read(
         roles = [side_of[name] for name in classes]
     return layout.build(
         base,
-        [row["path"] for row in rows],
+        [row["path"].replace("\\", "/") for row in rows],  # of a table that was made on Windows
         classes,
         roles,
         class_names,
