@@ -24,8 +24,8 @@ def read(
         listed: whether a list names the `test` or the `train` classes.
 
     Raises:
-        ManifestError: the root is missing, a class folder has no image, a class is on both sides, or the
-            split cannot be made.
+        ManifestError: the root is missing, a class folder has no image, two have the same name in
+            different spellings, a class is on both sides, or the split cannot be made.
     """
     base = layout.require_folder(root)
     folders = layout.subfolders(base)
@@ -41,6 +41,7 @@ def read(
             f"data.root='{base}' holds the folders {', '.join(folder.name for folder in folders)}: "
             "is it already divided? Then set data.split=folders."
         )
+    _require_distinct(folders)
     images = {layout.normal(folder.name): _class_images(folder, base) for folder in folders}
     names = sorted(images)
     roles = dict(
@@ -64,6 +65,18 @@ def _read_divided(base: Path, folders: list[Path]) -> Manifest:
         for path in _class_images(folder, base)
     ]
     return _build(base, rows)
+
+
+def _require_distinct(folders: list[Path]) -> None:
+    spelt: dict[str, Path] = {}
+    for folder in folders:
+        other = spelt.setdefault(layout.normal(folder.name), folder)
+        if other != folder:
+            # As escapes: printed, they would look the same.
+            raise ManifestError(
+                f"Class folders {other.name!a} and {folder.name!a} in '{folder.parent}' differ only in how "
+                "an accented letter is composed. Move their images into one, or rename one."
+            )
 
 
 def _class_images(folder: Path, base: Path) -> list[str]:
