@@ -73,6 +73,14 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("path,label,left\na/0.png,x,1\n", "only left of the box"),
         ("path,label,left,top,right,bottom\na/0.png,x,1,1,2.5,3\na/1.png,y,1,1,2,3\n", "whole numbers"),
         ("", "'path' is missing"),
+        (
+            "path,label,class\na/0.png,0,cat\na/1.png,0,dog\n",
+            "row 2 has label '0' and class 'dog'.*earlier row label '0' and class 'cat'",
+        ),
+        (
+            "path,label,class\na/0.png,1,cow\na/1.png,2,cow\n",
+            "row 2 has label '2' and class 'cow'.*earlier row label '1' and class 'cow'",
+        ),
         ('path,label\na/1.png,x\n"a/0.png"a,y\n', "images.csv' line 3 cannot be read.*in quotes"),
         ('# unseen\npath,label\n"a/0.png"a,y\n', "images.csv' line 3 cannot be read"),
         ('path,label\n"a/0.png,x\na/1.png,y\n', "images.csv' line 3 cannot be read"),

@@ -39,8 +39,8 @@ def read(
         listed: whether a list names the `test` or the `train` classes.
 
     Raises:
-        ManifestError: a file or column is missing, a column is unknown, a label is empty, a class is on both
-            sides, or an image does not exist.
+        ManifestError: a file or column is missing, a column is unknown, a label is empty or has two names, a
+            class has two labels or is on both sides, or an image does not exist.
     """
     table = Path(path).expanduser()
     if not table.is_file():
@@ -48,7 +48,9 @@ def read(
     columns, rows = _read_rows(table)
     base = layout.require_folder(root) if root is not None else table.parent
     classes = [layout.normal(row["class"] if "class" in columns else row["label"]) for row in rows]
-    class_names = _ordered(classes, [row["label"] for row in rows])
+    labels = [layout.normal(row["label"]) for row in rows]
+    _check_names(table, labels, classes)
+    class_names = _ordered(classes, labels)
     if split is None and "role" in columns:
         roles = [row["role"] for row in rows]
     else:
@@ -121,6 +123,18 @@ def _check_row(table: Path, row: dict[str | None, str | None], number: int) -> R
         if clean.get(name, "filled") == "":
             raise ManifestError(f"'{table}' row {number} has no {name}.")
     return clean
+
+
+def _check_names(table: Path, labels: list[str], classes: list[str]) -> None:
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for number, (label, name) in enumerate(zip(labels, classes, strict=True), start=1):
+        for key in (("label", label), ("class", name)):
+            other = first.setdefault(key, (label, name))
+            if other != (label, name):
+                raise ManifestError(
+                    f"'{table}' row {number} has label '{label}' and class '{name}', an earlier row label "
+                    f"'{other[0]}' and class '{other[1]}': a label has one class, and a class one label."
+                )
 
 
 def _ordered(classes: list[str], labels: list[str]) -> list[str]:
