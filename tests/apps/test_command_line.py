@@ -62,6 +62,22 @@ def test_every_data_set_goes_with_every_command(app, data):
     assert config.data.source._target_.startswith("unseen.data.sources.")
 
 
+@pytest.mark.parametrize(
+    ("environment", "root"),
+    [
+        ({}, "~/.cache/unseen/glyphs"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/unseen/glyphs"),
+        ({"XDG_CACHE_HOME": "/xdg", "UNSEEN_CACHE": "/mine"}, "/mine/glyphs"),
+    ],
+)
+def test_glyphs_are_kept_with_all_that_is_cached(monkeypatch, environment, root):
+    for name in ("XDG_CACHE_HOME", "UNSEEN_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_config(["data=glyphs"]).data.root == root
+
+
 def test_the_sampler_follows_the_loss_unless_it_is_named():
     assert "classes_per_batch" in load_config(["loss=triplet"]).sampler
     assert "batch_size" in load_config(["loss=proxy_anchor"]).sampler
