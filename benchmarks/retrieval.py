@@ -12,11 +12,9 @@ disturbs all alike. Peak memory is what a process needs beyond the interpreter a
 from __future__ import annotations
 
 import argparse
-import cProfile
 import json
 import os
 import platform
-import pstats
 import statistics
 import subprocess
 import sys
@@ -24,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,12 +126,23 @@ def memory(field: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
 
 
+def warm_up(method: str, vectors: np.ndarray) -> None:
+    """Imports, thread pools and kernels are not what is measured."""
+    METHODS[method][1](vectors[:256], np.arange(256) // 2)
+    if method != "ours":
+        return
+    from unseen.retrieval import search
+
+    for precision in ("float32", "bfloat16", "int8"):
+        search(vectors[:512], k=8, precision=precision)
+
+
 def measure(method: str, folder: Path, threads: int) -> None:
     """Run one method once and print what it took as JSON."""
     torch.set_num_threads(threads)
     vectors, labels = np.load(folder / "vectors.npy"), np.load(folder / "labels.npy")
     work = METHODS[method][1]
-    work(vectors[:256], np.arange(256) // 2)  # imports, thread pools and kernels are not what is measured
+    warm_up(method, vectors)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     begin = time.perf_counter()
@@ -142,28 +152,40 @@ def measure(method: str, folder: Path, threads: int) -> None:
 
 
 def breakdown(folder: Path, threads: int) -> None:
-    """Print where the time of ours goes."""
+    """Print where the time of ours goes; what several threads do is divided by their number."""
+    from unseen.retrieval import sweep
+
     torch.set_num_threads(threads)
     vectors, labels = np.load(folder / "vectors.npy"), np.load(folder / "labels.npy")
-    ours(vectors[:256], np.arange(256) // 2)
-    profile = cProfile.Profile()
+    warm_up("ours", vectors)
+    seconds: dict[str, float] = {}
+
+    def timed(module: Any, name: str, part: str, share: int) -> None:
+        function = getattr(module, name)
+
+        def measured(*arguments: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            result = function(*arguments, **options)
+            seconds[part] = seconds.get(part, 0.0) + (time.perf_counter() - begin) / share
+            return result
+
+        setattr(module, name, measured)
+
+    timed(sys.modules["unseen.retrieval.search"], "choose_precision", "choosing the precision", 1)
+    timed(sys.modules["unseen.retrieval.search"], "float64_search", "all pairs in float64", 1)
+    timed(sweep, "like_with_like", "ordering the embeddings", 1)
+    timed(sweep, "round_to", "rounding the embeddings", 1)
+    timed(sweep, "multiply", "products in low precision", threads)
+    timed(sweep, "scan_rows", "finding and holding candidates", threads)
+    timed(sweep, "scan_columns", "finding and holding candidates", threads)
+    timed(sweep, "decide", "candidates compared in float64", threads)
     begin = time.perf_counter()
-    profile.runcall(ours, vectors, labels)
+    ours(vectors, labels)
     total = time.perf_counter() - begin
-    functions = pstats.Stats(profile).get_stats_profile().func_profiles
-    taken = {name: function.cumtime for name, function in functions.items()}
-    parts = {
-        "products in low precision": taken.get("multiply", 0.0),
-        "maxima of runs": taken.get("_maxima", 0.0),
-        "candidates compared in float64": taken.get("exact_keys", 0.0),
-        "rounding the embeddings": taken.get("round_to", 0.0),
-        "choosing the precision": taken.get("choose_precision", 0.0),
-        "all pairs in float64": taken.get("float64_search", 0.0),
-    }
-    parts["finding and holding candidates, metrics, the rest"] = total - sum(parts.values())
-    print("\n| where our time goes (with profiler) | s | % |\n|---|---:|---:|")
-    for name, seconds in parts.items():
-        print(f"| {name} | {seconds:.2f} | {100 * seconds / total:.0f} |")
+    seconds["metrics, waiting, the rest"] = total - sum(seconds.values())
+    print("\n| where our time goes | s | % |\n|---|---:|---:|")
+    for part, taken in seconds.items():
+        print(f"| {part} | {taken:.2f} | {100 * taken / total:.0f} |")
 
 
 def in_process(arguments: list[str], threads: int) -> str:

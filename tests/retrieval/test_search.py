@@ -173,6 +173,34 @@ def test_int8_products_are_exact_at_the_extremes():
     assert product[0, 1] == -127 * 127 * 512
 
 
+def test_inference_mode_and_one_thread_change_nothing():
+    vectors = torch.randn(1500, 16)
+    expected = search(vectors, k=3, precision="float32").ids
+    with torch.inference_mode():
+        for precision in ("float32", "bfloat16", "int8"):
+            assert torch.equal(search(vectors.clone(), k=3, precision=precision).ids, expected)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 3)
+    try:
+        assert torch.equal(search(vectors, k=3, precision="int8").ids, expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_error_in_a_thread_arrives_and_the_next_search_works(monkeypatch):
+    vectors = torch.randn(1500, 16)
+    expected = search(vectors, k=3, precision="float32").ids
+
+    def broken(*_):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unseen.retrieval.sweep.multiply", broken)
+        with pytest.raises(MemoryError, match="no room"):
+            search(vectors, k=3, precision="int8")
+    assert torch.equal(search(vectors, k=3, precision="int8").ids, expected)
+
+
 def test_needs_only_torch_and_numpy():
     code = (
         "import sys; import unseen.retrieval; "

@@ -1,4 +1,4 @@
-"""Embeddings to neighbours, metrics and re-ranking. Needs only torch and NumPy.
+"""Embeddings to neighbours, metrics and re-ranking. Needs only torch, NumPy and Numba.
 
 `RetrievalMetric` needs torchmetrics as well, NMI and AMI scikit-learn; both are imported when asked for.
 """

@@ -11,24 +11,23 @@ import torch
 from torch import Tensor
 
 from unseen.retrieval.exact import fits_whole
+from unseen.retrieval.plan import plan_sweep
 from unseen.retrieval.problem import Problem
 from unseen.retrieval.rounding import (
     DTYPES,
     Precision,
-    error,
-    like_with_like,
+    error_terms,
     round_to,
     seconds_per_product,
 )
 from unseen.retrieval.similarity import Vectors
-from unseen.retrieval.sweep import plan_sweep
 
 SMALL = 2**34  # multiplications below which choosing costs more than it saves
 QUERIES, ITEMS = 48, 2048  # sample sizes
 SCORES = 2**24  # no more scores than these at a time
 SCORE_SECONDS = 5e-9  # to round a float64 score and to pick the best of many
-CANDIDATE_SECONDS = 4e-7  # to find and hold a candidate
-ELEMENT_SECONDS = 1.3e-9  # per element of a candidate compared in float64
+CANDIDATE_SECONDS = 1.5e-8  # to find and hold a candidate
+ELEMENT_SECONDS = 1.5e-10  # per element of a candidate compared in float64
 
 
 def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision | Literal["float64"]:
@@ -44,25 +43,29 @@ def choose_precision(problem: Problem, k: int, memory_budget: int) -> Precision 
     queries = _only(problem.queries, rows)
     gaps = _gaps(problem, queries, rows, k)
 
+    each_pair = width * seconds_per_product(torch.float64) + SCORE_SECONDS
+
     def seconds(precision: Precision) -> float:
         speed = seconds_per_product(DTYPES[precision])
         if math.isinf(speed):
             return speed
         plan = plan_sweep(problem, k, memory_budget, precision)
-        rounded = round_to(items, like_with_like(items, precision), sample, precision)
+        rounded = round_to(items, torch.arange(len(items)), len(items), precision)
         asked = round_to(queries, torch.arange(sample), sample, precision)
-        margin = error(asked, slice(None), rounded, rounded.coarseness.mean())
-        held = (gaps <= 2 * margin[:, None]).sum(dim=1).double().mean().item()
-        if held > plan.capacity / 2:
-            return float("inf")
+        base, slope = error_terms(asked, slice(None), rounded)
+        margin = (base + slope * rounded.coarseness)[:, None]
+        held = (gaps <= 2 * margin).sum(dim=1).double().mean().item()
+        compared = (gaps <= margin).sum(dim=1).double()
+        given_up = (compared > plan.capacity).double().mean().item()
         meetings = 1 + math.log(max(1.0, count / plan.side))  # the k best so far change about as often
-        each = held * (meetings * CANDIDATE_SECONDS + width * ELEMENT_SECONDS)
-        return products * speed + len(problem.queries) * each
+        each = held * meetings * CANDIDATE_SECONDS + compared.mean().item() * width * ELEMENT_SECONDS
+        return products * speed + len(problem.queries) * (each + given_up * count * each_pair)
 
     best = min(get_args(Precision), key=seconds)
-    scores = len(problem.queries) * count
-    pairs = scores / 2 if fits_whole(problem, memory_budget) else scores
-    all_pairs = pairs * width * seconds_per_product(torch.float64) + scores * SCORE_SECONDS
+    pairs = len(problem.queries) * count
+    all_pairs = pairs * each_pair
+    if fits_whole(problem, memory_budget):  # then each product serves two pairs
+        all_pairs = pairs / 2 * (each_pair + SCORE_SECONDS)
     return "float64" if all_pairs <= seconds(best) else best
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
-
 import torch
 from torch import Tensor
 
@@ -21,61 +16,24 @@ BLOCK = 1024  # rows, or columns, of a block of float64 similarities
 CACHED = 8 * 2**20
 
 
-def exact_keys(problem: Problem, rows: Tensor, candidates: Tensor, k: int, packed: bool = False) -> Tensor:
+def exact_keys(problem: Problem, rows: Tensor, candidates: Tensor, k: int) -> Tensor:
     """The `k` nearest among candidates, decided in float64.
 
     Args:
         rows: `(n,)` positions of queries.
         candidates: `(n, c)` positions in the gallery, none of them the query itself; `LAST` for none.
-        packed: no candidate stands to the right of a `LAST`.
 
     Returns:
         Keys `(n, k)`, nearest first.
     """
-    size = max(1, CACHED // (max(candidates.shape[1], 1) * problem.gallery.raw.shape[1] * 12))
+    size = max(1, CACHED // (candidates.shape[1] * problem.gallery.raw.shape[1] * 12))
     present = candidates != LAST
-    values = torch.full(candidates.shape, -torch.inf, device=candidates.device)
-
-    # Columns after the last one in use need no work: like lengths go together.
-    lengths = present.sum(dim=1) if packed else torch.full_like(rows, candidates.shape[1])
-    order = lengths.argsort() if packed else torch.arange(len(rows), device=rows.device)
-
-    def compare(start: int) -> None:
-        chunk = order[start : start + size]
-        used = int(lengths[chunk[-1]])
-        positions = torch.where(present[chunk, :used], candidates[chunk, :used], 0)
-        values[chunk, :used] = exact(problem.queries, rows[chunk], problem.gallery, positions).float()
-
-    starts, threads = range(0, len(rows), size), torch.get_num_threads()
-    if rows.device.type == "cpu" and threads > 1 and len(starts) > 1:
-        list(_pool(threads).map(compare, starts))
-    else:
-        for start in starts:
-            compare(start)
-    return top(to_keys(values.masked_fill(~present, -torch.inf), candidates), k)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Workers that each take whole chunks alone.
-
-    Threads that meet after each small operation cost more than the operation, above all on a busy machine.
-    """
-    pool, together = ThreadPoolExecutor(threads), Barrier(threads)
-
-    def alone(_: int) -> None:
-        together.wait()
-        torch.set_num_threads(1)
-
-    list(pool.map(alone, range(threads)))
-    torch.set_num_threads(
-        threads
-    )  # what the workers set holds for them, and for libraries without such a notion
-    return pool
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    known = torch.where(present, candidates, 0)
+    values = [
+        exact(problem.queries, rows[start : start + size], problem.gallery, known[start : start + size])
+        for start in range(0, len(rows), size)
+    ]
+    return top(to_keys(torch.cat(values).float().masked_fill(~present, -torch.inf), candidates), k)
 
 
 def score_of(queries: Vectors, rows: Tensor, similarities: Tensor) -> Tensor:

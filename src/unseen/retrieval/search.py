@@ -17,10 +17,10 @@ from unseen.retrieval.choice import choose_precision
 from unseen.retrieval.distributed import share, world_size
 from unseen.retrieval.exact import blocked_search, float64_search
 from unseen.retrieval.order import LAST, from_keys
+from unseen.retrieval.plan import plan_sweep
 from unseen.retrieval.problem import Problem, pose
 from unseen.retrieval.rounding import Precision
 from unseen.retrieval.similarity import Similarity, full_precision
-from unseen.retrieval.sweep import Sweep, plan_sweep
 
 GIB = 2**30
 
@@ -111,6 +111,9 @@ def nearest_keys(
     if device.type == "cpu" and 8 * k <= len(problem.gallery):
         swept = choose_precision(problem, k, memory_budget) if precision == "auto" else precision
     if swept != "float64":
+        # Here, because small problems need not wait for a compiler.
+        from unseen.retrieval.sweep import Sweep
+
         keys, decided = Sweep(problem, k, plan_sweep(problem, k, memory_budget, swept)).run()
         open_rows = (~decided).nonzero().squeeze(1)
     # Euclidean distances need differences, not products: only of what products leave.
