@@ -129,9 +129,20 @@ def test_other_labels_and_roles_share_the_file_and_other_pixels_do_not(
 
 
 def test_changes_to_an_image_do_not_reach_the_file(opened: Callable[..., MemoryMapped]) -> None:
-    before = opened().path.read_bytes()
-    opened()[0][:] = 0
-    assert opened().path.read_bytes() == before
+    images = opened()
+    before, image = images.path.read_bytes(), images[0].copy()
+    images[0][:] = 0
+    np.testing.assert_array_equal(images[0], image)
+    assert images.path.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mappings there")
+def test_the_file_is_mapped_for_reading_only(opened: Callable[..., MemoryMapped]) -> None:
+    """Anything else counts as memory, and a file larger than that could not be opened."""
+    images = opened()
+    [line] = [line for line in Path("/proc/self/maps").read_text().splitlines() if images.path.name in line]
+    assert line.split()[1] == "r--s"
+    assert images[0].flags.writeable
 
 
 def test_changed_files_are_decoded_again(

@@ -97,15 +97,16 @@ class MemoryMapped:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Opened once, so that pixels and index are of one file even if another run replaces it meanwhile.
-        # Copy-on-write, as torch warns of arrays that cannot be written.
-        self._bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        # For reading only: Linux counts a private writable mapping as memory and refuses a large one.
+        self._bytes = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
         self.description, self.index = _read_end(self._bytes)
         self.problems = {int(row): text for row, text in self.description["problems"].items()}
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8; changes to it do not reach the file."""
         offset, height, width = self.index[row]
-        return self._bytes[offset : offset + 3 * height * width].reshape(height, width, 3)
+        # A copy, as torch warns of arrays that cannot be written.
+        return self._bytes[offset : offset + 3 * height * width].reshape(height, width, 3).copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MemoryMapped, (self.path,)  # another process opens it for itself
