@@ -137,7 +137,7 @@ def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
     passed = Path(config.data.cache_dir).expanduser() / "checked" / data.manifest.content_hash
     if (passed / "report.json").is_file():
         return
-    report = watched_preflight(data.manifest, config.check, Console(stderr=True))
+    report = watched_preflight(data.manifest, config.check, Console(stderr=True), excluded=data.excluded)
     report.write(folder / "check")
     if report.errors:
         raise ValueError(f"{report.errors[0]} The report is in {folder / 'check'}.")

@@ -47,6 +47,19 @@ def test_a_sound_set_passes_and_a_leak_does_not(classes: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"images", "runs", "leaking"}
 
 
+def test_using_the_quarantine_list_does_not_shorten_it(classes: Path, tmp_path: Path) -> None:
+    """The command that reads it writes it again, under the same name."""
+    Image.open(classes / "c" / "0.png").save(classes / "a" / "9.png")
+    listing = tmp_path / "runs" / "check_folder" / "quarantine.txt"
+    data = ("data=folder", f"data.root={classes}")
+    assert check(tmp_path, *data).returncode == 1
+    (classes / "b" / "0.png").write_bytes(b"")
+    assert check(tmp_path, *data, f"data.exclude={listing}").returncode == 1
+    assert listing.read_text() == "a/9.png\nb/0.png\n"
+    assert check(tmp_path, *data, f"data.exclude={listing}").returncode == 0
+    assert listing.read_text() == "a/9.png\nb/0.png\n"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from unseen.data.batch import Batch
 from unseen.data.images import ImageError, read_image
 from unseen.data.manifest import Manifest, ManifestError
-from unseen.data.module import DataModule, without
+from unseen.data.module import DataModule, listed_paths, without
 from unseen.data.samplers import ClassBalanced, Shuffled
 from unseen.data.split import fixed, holdout
 from unseen.data.transforms import Transforms, random_resized_crop, resized_center, sequence
@@ -240,7 +240,7 @@ def test_excluded_paths_are_left_out(
     assert set(manifest.paths) - set(data.manifest.paths) == {"class 0/2.png", "class 6/0.png"}
     assert "1 of the 3 paths" in caplog.text
     assert "class 9/9.png" in caplog.text
-    assert without(manifest, None) is manifest
+    assert without(manifest, listed_paths(None, manifest)) is manifest
     spoil(manifest, 2)
     assert len(module(exclude=listing, cache="ram").manifest) == len(manifest) - 2
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from unseen.apps.command_line import UsageError, building, command
-from unseen.data.module import without
+from unseen.data.module import listed_paths, without
 from unseen.data.preflight import watched_preflight
 
 
@@ -21,8 +21,9 @@ def main(config: DictConfig) -> None:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
     console = Console(stderr=True)
     with building():
-        manifest = without(instantiate(config.data.source), config.data.exclude)
-        report = watched_preflight(manifest, config.check, console)
+        everything = instantiate(config.data.source)
+        excluded = listed_paths(config.data.exclude, everything)
+        report = watched_preflight(without(everything, excluded), config.check, console, excluded=excluded)
         report.write(Path(config.output))
     console.print(Markdown(report.markdown()))
     console.print(f"Written to {config.output}: report.md, report.json, quarantine.txt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +139,7 @@ class DataModule(LightningDataModule):
         seed: of order and augmentation.
         workers: processes that prepare images; `auto` takes the cores that are there, at most eight; 0 none.
         evaluation_batch_size: images a batch where nothing is learned.
-        exclude: a text file of paths to leave out; see `without`.
+        exclude: a text file of paths to leave out; see `listed_paths`.
         on_error: what images that cannot be read do: `raise` stops; `skip` finds them before training, lists
             them and takes them out of the manifest (they are never replaced by other images).
         crop_to_box: cut images to the manifest's boxes.
@@ -180,7 +180,8 @@ class DataModule(LightningDataModule):
         self.evaluation_batch_size = evaluation_batch_size
         self._protocol = protocol
         self._sampler = sampler
-        self._take(without(manifest, exclude))  # refuses what cannot work before anything slow
+        self.excluded = listed_paths(exclude, manifest)
+        self._take(without(manifest, self.excluded))  # refuses what cannot work before anything slow
         if cache != "none":
             self._check_size(cache_size)
         files = Files(self.manifest if crop_to_box else replace(self.manifest, boxes=None))
@@ -271,32 +272,42 @@ class DataModule(LightningDataModule):
         return self._sampler(labels=labels, seed=self.seed, rank=rank, world_size=world_size)
 
 
-def without(manifest: Manifest, exclude: str | Path | None) -> Manifest:
-    """The manifest without the images that a text file lists.
+def listed_paths(exclude: str | Path | None, manifest: Manifest) -> tuple[str, ...]:
+    """The paths that a text file says to leave out, in its order.
 
     Args:
+        exclude: one path a line, as in the manifest; empty lines do not count, nor do those that start with
+            `# ` and are no path of the manifest. None lists nothing.
         manifest: all images.
-        exclude: one path a line, as in the manifest; empty lines and those that start with `#` do not count.
-            None leaves nothing out.
 
     Raises:
         ValueError: there is no such file.
     """
     if exclude is None:
-        return manifest
+        return ()
     file = Path(exclude).expanduser()
     if not file.is_file():
         raise ValueError(f"data.exclude={exclude}: no such file. Give a text file with one path a line.")
-    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    listed = {line for line in lines if line.strip() and not line.startswith("#")}
-    unknown = sorted(listed - set(manifest.paths))
+    # Not splitlines: a path may hold any of the other characters that it takes for ends of lines.
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    known = set(manifest.paths)
+    listed = [line for line in lines if line in known or (line.strip() and not line.startswith("# "))]
+    unknown = [line for line in listed if line not in known]
     if unknown:
         log.warning(
             "%d of the %d paths in '%s' are not in the manifest; the first: '%s'.",
             *(len(unknown), len(listed), file, unknown[0]),
         )
-    rows = [row for row, path in enumerate(manifest.paths) if path not in listed]
-    log.info("Left out %d images that '%s' lists.", len(manifest) - len(rows), file)
+    return tuple(dict.fromkeys(listed))
+
+
+def without(manifest: Manifest, paths: Collection[str]) -> Manifest:
+    """The manifest without the images of some paths."""
+    left_out = set(paths)
+    rows = [row for row, path in enumerate(manifest.paths) if path not in left_out]
+    if len(rows) == len(manifest):
+        return manifest
+    log.info("Left out %d images that data.exclude lists.", len(manifest) - len(rows))
     return manifest.select(rows)
 
 

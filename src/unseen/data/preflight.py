@@ -72,6 +72,7 @@ class Report:
         near: groups of rows with almost the same look, exact duplicates among them included.
         small_classes: class name → what it has too few of.
         allow: names out of `ERRORS` that are no error here.
+        excluded: paths that were left out before.
     """
 
     manifest: Manifest
@@ -81,6 +82,7 @@ class Report:
     near: list[Rows]
     small_classes: dict[str, str]
     allow: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
     _is_train: NDArray[np.bool_] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,12 +103,13 @@ class Report:
 
     @property
     def quarantine(self) -> list[str]:
-        """Paths to leave out: files that cannot be read, and the training copies of images that leak.
+        """Paths to leave out: those left out before, what cannot be read, and training copies of what leaks.
 
-        Test images are never among the latter, so that a benchmark's test set stays what it is.
+        Test images are never among the last, so that a benchmark's test set stays what it is.
         """
         rows = set(self.broken) | {row for group in self.leaks for row in group if self._is_train[row]}
-        return [self.manifest.paths[row] for row in sorted(rows)]
+        found = [self.manifest.paths[row] for row in sorted(rows)]
+        return list(dict.fromkeys([*self.excluded, *found]))
 
     @property
     def errors(self) -> list[str]:
@@ -168,6 +171,7 @@ def preflight(
     difference: float,
     workers: int | None,
     allow: Sequence[str],
+    excluded: Sequence[str] = (),
     progress: Progress = lambda done: None,
 ) -> Report:
     """Decode every image and report what is wrong with the set.
@@ -180,6 +184,7 @@ def preflight(
         difference: most by which their small copies differ, as a share of their contrast.
         workers: threads that decode; `None`: one for each core.
         allow: names out of `ERRORS` that are no error here.
+        excluded: paths that were left out before, which the new list for `data.exclude` has to name again.
         progress: is told how far it is.
 
     Raises:
@@ -216,15 +221,18 @@ def preflight(
         near=[_rows(whole, group) for group in near if frozenset(group) not in same],
         small_classes=small_classes(manifest, images_per_class),
         allow=tuple(allow),
+        excluded=tuple(excluded),
     )
 
 
-def watched_preflight(manifest: Manifest, options: Mapping[str, Any], console: Console) -> Report:
-    """`preflight` with the keys of `conf/check`, under a progress bar."""
+def watched_preflight(
+    manifest: Manifest, options: Mapping[str, Any], console: Console, **more: Any
+) -> Report:
+    """`preflight` with the keys of `conf/check` and more arguments, under a progress bar."""
     columns = (*ProgressBar.get_default_columns(), MofNCompleteColumn())
     with ProgressBar(*columns, console=console) as bar:
         task = bar.add_task("Looking at images", total=len(manifest))
-        return preflight(manifest, **options, progress=lambda done: bar.update(task, completed=done))
+        return preflight(manifest, **options, **more, progress=lambda done: bar.update(task, completed=done))
 
 
 def _rows(whole: NDArray[np.int64], group: Rows) -> Rows:
