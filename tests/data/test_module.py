@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,18 @@ def test_excluded_paths_are_left_out(
     assert without(manifest, listed_paths(None, manifest)) is manifest
     spoil(manifest, 2)
     assert len(module(exclude=listing, cache="ram").manifest) == len(manifest) - 2
+
+
+def test_paths_that_look_like_comments_or_hold_line_ends_can_be_excluded(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    names = ("#1/a.png", "# 1/a.png", "class\x0c0/\u2028.png")
+    odd = replace(manifest, paths=(*names, *manifest.paths[3:]))
+    listing = tmp_path / "exclude.txt"
+    listing.write_text("# broken\n" + "".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
+    listed = listed_paths(listing, odd)
+    assert listed == names
+    assert without(odd, listed).paths == manifest.paths[3:]
 
 
 @pytest.mark.parametrize(
