@@ -1,6 +1,7 @@
 """The manifest refuses what cannot be trusted, and survives a trip to disk byte for byte."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,11 @@ def table(**changes):
             {"roles": np.array(["train", "test", "test"])},
             r"Class 'a' is in train and test \(1 and 1 images\)",
         ),
+        ({"paths": ("a/1.png", "a/2.png", "a/2.png")}, r"Image 'a/2\.png' is in train and test\. Remove one"),
+        (
+            {"paths": ("a/1.png",) * 3, "boxes": np.array([[0, 0, 2, 2], [0, 0, 3, 3], [0, 0, 3, 3]])},
+            r"Image 'a/1\.png' is in train and test.*box of its own object",
+        ),
         ({"boxes": np.zeros((3, 2))}, r"\(3, 2\), wanted \(3, 4\)"),
     ],
 )
@@ -58,7 +64,7 @@ def test_saving_and_loading_changes_nothing(tmp_path_factory, data):
     boxed = data.draw(st.booleans())
     manifest = Manifest(
         root="/some/where else",
-        paths=tuple(data.draw(st.lists(names, min_size=count, max_size=count))),
+        paths=tuple(data.draw(st.lists(names, min_size=count, max_size=count, unique=True))),
         labels=labels,
         class_names=class_names,
         roles=role_of[labels],
@@ -96,6 +102,18 @@ def test_an_edited_file_and_a_strange_file_are_refused(tmp_path):
     path.write_text("path,label\n")
     with pytest.raises(ManifestError, match="not a manifest"):
         Manifest.load(path)
+
+
+def test_one_picture_may_hold_objects_of_both_sides() -> None:
+    boxes = np.array([[0, 0, 2, 2], [2, 0, 4, 2], [4, 0, 6, 2]])
+    assert len(set(table(paths=("a.png",) * 3, boxes=boxes).paths)) == 1
+
+
+def test_line_ends_of_another_system_do_not_reach_the_root(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    table().save(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Manifest.load(path).root == table().root
 
 
 def test_selected_rows_keep_their_labels():

@@ -39,8 +39,8 @@ class Manifest:
         super_classes: optional `N` names of super-classes.
 
     Raises:
-        ManifestError: lengths differ, a label or role is unknown, a class name repeats, a class is both
-            in training and in test, or the manifest is empty.
+        ManifestError: lengths differ, a label or role is unknown, a class name repeats, a class or
+            an image is both in training and in test, or the manifest is empty.
     """
 
     root: Path
@@ -102,6 +102,7 @@ class Manifest:
         is_train = self.roles == "train"
         both = np.intersect1d(self.labels[is_train], self.labels[~is_train])
         if both.size == 0:
+            self._check_images_disjoint(is_train)
             return
         label = int(both[0])
         train, test = (int((self.labels[rows] == label).sum()) for rows in (is_train, ~is_train))
@@ -110,6 +111,19 @@ class Manifest:
             f"Class '{self.class_names[label]}' is in train and test ({train} and {test} images){more}. "
             "Splits must be class-disjoint: rename it, or choose the split by classes."
         )
+
+    def _check_images_disjoint(self, is_train: NDArray[np.bool_]) -> None:
+        """One picture may give objects to both sides by its boxes; the same object would be a leak."""
+        boxes = [None] * len(self) if self.boxes is None else map(tuple, self.boxes.tolist())
+        images = list(zip(self.paths, boxes, strict=True))
+        trained = {image for image, trains in zip(images, is_train, strict=True) if trains}
+        both = [row for row in np.flatnonzero(~is_train) if images[row] in trained]
+        if both:
+            more = f" ({len(both) - 1} more such images)" if len(both) > 1 else ""
+            raise ManifestError(
+                f"Image '{self.paths[both[0]]}' is in train and test{more}. Remove one of its rows, or give "
+                "each row the box of its own object."
+            )
 
     def absolute(self, row: int) -> Path:
         """Path of one image."""
@@ -164,7 +178,7 @@ class Manifest:
         """
         path = Path(path)
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            header = file.readline().rstrip("\n")
+            header = file.readline().rstrip("\r\n")  # tools that change line ends leave the rows readable
             fields = dict(part.split("=", 1) for part in header.split("; ", 2)[1:] if "=" in part)
             if not header.startswith("# unseen manifest") or not {"sha256", "root"} <= fields.keys():
                 raise ManifestError(f"'{path}' is not a manifest: its first line is {header[:60]!r}.")
