@@ -224,6 +224,31 @@ def test_the_distance_is_the_most_that_is_allowed(bits: int, found: list[tuple[i
     assert near_duplicates(hashes, thumbnails, 3, 0.1) == found
 
 
+def test_many_copies_of_one_look_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand white pages make fifty million pairs, which would take minutes and gigabytes."""
+    counts: list[int] = []
+    pairs = preflight_module._close_pairs
+
+    def counting(hashes: Any, distance: int) -> Any:
+        counts.append(len(hashes))
+        return pairs(hashes, distance)
+
+    monkeypatch.setattr(preflight_module, "_close_pairs", counting)
+    hashes = np.full(10_001, 1 << 63, dtype=np.uint64)
+    hashes[5000] = 0xFFFF
+    thumbnails = np.full((10_001, 16, 16, 3), 255, dtype=np.uint8)
+    groups = near_duplicates(hashes, thumbnails, 10, 0.1)
+    assert groups == [tuple(index for index in range(10_001) if index != 5000)]
+    assert counts == [2]
+
+
+def test_links_found_in_different_blocks_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_module, "BLOCK", 2)
+    chain = np.array([(1 << bits) - 1 for bits in (0, 9, 3, 12, 6, 40)], dtype=np.uint64)
+    pattern = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    assert near_duplicates(chain, np.tile(pattern, (6, 1, 1, 1)), 3, 0.1) == [(0, 1, 2, 3, 4)]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 40), distance=st.integers(0, 12))
 def test_near_duplicates_are_the_components_that_a_double_loop_finds(

@@ -35,8 +35,8 @@ from unseen.files import replacing
 
 THUMBNAIL = 16
 """Side of the small copies that near duplicates are compared by."""
-BLOCK = 4096
-"""Hashes compared at a time: a block of `BLOCK × BLOCK` distances takes 64 MB."""
+BLOCK = 2048
+"""Hashes compared at a time: a block of `BLOCK × BLOCK` distances takes 16 MB, its pairs up to 64 MB."""
 ERRORS = ("unreadable", "leakage")
 """What must not go into training unless it is allowed by name."""
 LISTED = 50
@@ -307,17 +307,41 @@ def near_duplicates(
         distance: most bits in which the hashes of a pair differ.
         difference: most by which the copies of a pair differ.
     """
-    pairs = [np.zeros((2, 0), dtype=np.int64)]
-    for first, second in _close_pairs(hashes, distance):
-        copies = [thumbnails[side].reshape(len(side), -1).astype(np.float32) for side in (first, second)]
-        contrasts = [np.linalg.norm(copy - copy.mean(axis=1, keepdims=True), axis=1) for copy in copies]
-        close = np.linalg.norm(copies[0] - copies[1], axis=1) <= difference * np.minimum(*contrasts)
-        pairs.append(np.stack([first[close], second[close]]))
-    first, second = np.concatenate(pairs, axis=1)
-    links = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
-    _, component = connected_components(links, directed=False)
+    if not len(hashes):
+        return []
+    # White pages are one page: each look is compared once, or n copies would make n² pairs.
+    flat = thumbnails.reshape(len(hashes), -1)
+    looks = np.concatenate([hashes[:, None].view(np.uint8), flat], axis=1)
+    _, kept, look = np.unique(looks.view(f"V{looks.shape[1]}"), return_index=True, return_inverse=True)
+    copies = flat[kept].astype(np.float32)
+    contrasts = np.linalg.norm(copies - copies.mean(axis=1, keepdims=True), axis=1)
+    component = np.arange(len(kept))
+    for first, second in _close_pairs(hashes[kept], distance):
+        apart = component[first] != component[second]
+        first, second = first[apart], second[apart]
+        weaker = np.minimum(contrasts[first], contrasts[second])
+        close = np.linalg.norm(copies[first] - copies[second], axis=1) <= difference * weaker
+        component = _joined(component, first[close], second[close])
+    return _groups_of(component[look.ravel()])
+
+
+def _joined(
+    component: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The component of each position after pairs were linked, some at a time, as all may be too many."""
+    if not len(first):
+        return component
+    size = len(component)
+    links = coo_matrix((np.ones(len(first)), (component[first], component[second])), shape=(size, size))
+    _, merged = connected_components(links, directed=False)
+    return np.asarray(merged[component], dtype=np.int64)
+
+
+def _groups_of(component: NDArray[np.int64]) -> list[Rows]:
+    """Positions that share a component with others, by the first of each."""
+    _, place, count = np.unique(component, return_inverse=True, return_counts=True)
     groups: dict[int, list[int]] = {}
-    for position in np.union1d(first, second):
+    for position in np.flatnonzero(count[place] > 1):
         groups.setdefault(int(component[position]), []).append(int(position))
     return [tuple(group) for group in groups.values()]
 
