@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from unseen.data.images import Files, ImageError, in_order, read_image
+from unseen.data.images import Files, ImageError, PassingError, attempt, in_order, read_image
 from unseen.data.manifest import Manifest
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -149,6 +150,29 @@ def test_what_is_no_image_is_named_with_a_remedy(tmp_path: Path) -> None:
             read_image(path)
         assert str(path) in str(raised.value)
         assert "data.on_error=skip" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        *(OSError(number, "x") for number in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EACCES)),
+    ],
+)
+@pytest.mark.parametrize("moment", ["open", "load"])
+def test_what_is_the_machines_fault_is_not_blamed_on_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, moment: str
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    manifest = Manifest(tmp_path, ("a.png",), np.array([0]), ("a",), np.array(["train"]))
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(*((Image, "open", fail) if moment == "open" else (Image.Image, "convert", fail)))
+    with pytest.raises(PassingError, match=r"a\.png' cannot be read now .*ulimit -n") as raised:
+        attempt(Files(manifest), 0)
+    assert raised.value.__cause__ is failure
 
 
 def test_files_are_read_by_row_and_cut_where_there_are_boxes(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +25,17 @@ class ImageError(ValueError):
     """A file that is no image; the message names it and the remedy."""
 
 
+class PassingError(ImageError):
+    """An image that cannot be read here and now, which says nothing about the file: it is never skipped."""
+
+
+OF_THE_FILE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EINVAL, errno.EOVERFLOW),  # a broken file that sends its decoder to no place
+}
+"""System errors that are the same whenever the file is read; decoders' own errors have no number."""
+
+
 def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
     """One image as RGB.
 
@@ -38,19 +51,38 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
 
     Raises:
         ImageError: missing, empty, truncated, of no known format, or its box is empty.
+        PassingError: memory or files that may be open run out, the disk fails, or reading is not permitted.
     """
+    with opened(path) as image:
+        image.load()
+        # A copy, as torch warns of read-only arrays.
+        pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
+    return pixels if box is None else _crop(pixels, box, path)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file; what goes wrong while it is open becomes one of the errors of `read_image`."""
     try:
         with Image.open(path) as image:
-            image.load()
-            pixels = np.array(
-                _rgb(ImageOps.exif_transpose(image))
-            )  # a copy, as torch warns of read-only arrays
+            yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        if _passes(error):
+            raise PassingError(
+                f"Image '{path}' cannot be read now ({type(error).__name__}: {error}). The cause is this "
+                "machine, not the image: look at its memory, its disk, the file's permissions and the number "
+                "of files that may be open (ulimit -n; data.workers)."
+            ) from error
         raise ImageError(
             f"Image '{path}' cannot be read ({type(error).__name__}: {error}). "
             "Replace or remove it, or set data.on_error=skip."
         ) from error
-    return pixels if box is None else _crop(pixels, box, path)
+
+
+def _passes(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in OF_THE_FILE
+    return isinstance(error, MemoryError)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -89,10 +121,12 @@ class Files:
 
     Args:
         manifest: names the files and boxes.
+        crop_to_box: cut images to the boxes.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, crop_to_box: bool = True) -> None:
         self.manifest = manifest
+        self.boxes = manifest.boxes if crop_to_box else None
         self.problems: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -100,14 +134,19 @@ class Files:
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8."""
-        boxes = self.manifest.boxes
-        return read_image(self.manifest.absolute(row), None if boxes is None else boxes[row])
+        return read_image(self.manifest.absolute(row), None if self.boxes is None else self.boxes[row])
 
 
 def attempt(images: Files, row: int) -> Pixels | ImageError:
-    """An image, or why it cannot be read."""
+    """An image, or why it cannot be read.
+
+    Raises:
+        PassingError: not the image is the cause.
+    """
     try:
         return images[row]
+    except PassingError:
+        raise
     except ImageError as error:
         return error
 
