@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import logging
 import time
 import warnings
@@ -16,9 +18,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from unseen.data.cache import sources
 from unseen.data.module import DataModule
 from unseen.data.preflight import watched_preflight
 from unseen.draw import draw
@@ -129,19 +133,42 @@ def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
     Raises:
         ValueError: the data must not be trained on.
     """
-    if (
-        config.check_from is None
-        or len(data.split.train) * (config.trainer.max_epochs or 1) < config.check_from
-    ):
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if not is_first or not _is_long(config, len(data.split.train)):  # of several processes one looks for all
         return
-    passed = Path(config.data.cache_dir).expanduser() / "checked" / data.manifest.content_hash
+    passed = Path(config.data.cache_dir).expanduser() / "checked" / _checked_key(config, data)
     if (passed / "report.json").is_file():
         return
-    report = watched_preflight(data.manifest, config.check, Console(stderr=True), excluded=data.excluded)
+    report = watched_preflight(
+        data.manifest,
+        config.check,
+        Console(stderr=True),
+        crop_to_box=config.data.crop_to_box,
+        excluded=data.excluded,
+        sides=data.split.sides,
+    )
     report.write(folder / "check")
     if report.errors:
         raise ValueError(f"{report.errors[0]} The report is in {folder / 'check'}.")
     report.write(passed)
+
+
+def _is_long(config: DictConfig, images: int) -> bool:
+    if config.check_from is None:
+        return False
+    epochs = config.trainer.max_epochs
+    endless = epochs is None or epochs < 0
+    return endless or images * max(1, epochs) >= config.check_from
+
+
+def _checked_key(config: DictConfig, data: DataModule) -> str:
+    """Names what was looked at, where, by which rules: the look at anything else says nothing about it."""
+    rules = {**_plain(config.check), "crop_to_box": config.data.crop_to_box}
+    parts = (
+        *(str(data.manifest.root.resolve()), data.split.fingerprint, sources(data.manifest)),
+        json.dumps(rules, sort_keys=True),
+    )
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _build_learner(config: DictConfig, evaluation: Evaluate) -> tuple[MetricLearner, DataModule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -19,7 +20,7 @@ from PIL import Image
 
 from unseen.data import cache
 from unseen.data.cache import MemoryMapped, in_memory, memory_mapped, shrink, uncached
-from unseen.data.images import Files, ImageError
+from unseen.data.images import Files, ImageError, PassingError
 from unseen.data.manifest import Manifest
 
 SIZES = ((40, 30), (20, 64), (8, 9), (33, 33), (16, 50), (70, 17))
@@ -244,6 +245,20 @@ def test_unreadable_images_are_noted_and_the_note_is_kept(
     for images in found[1:]:
         for row in (0, 2, 3, 5):
             np.testing.assert_array_equal(images[row], whole[row])
+
+
+def test_a_passing_failure_stops_skipping_too_and_is_not_kept(
+    opened: Callable[..., MemoryMapped], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def too_many(*_: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patch.setattr(Image, "open", too_many)
+        with pytest.raises(PassingError, match="Too many open files"):
+            opened(keep_going=True)
+    assert opened(keep_going=True).problems == {}
 
 
 def test_that_no_image_can_be_read_is_an_error_even_when_skipping(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unseen.data import preflight as preflight_module
+from unseen.data.images import PassingError
 from unseen.data.manifest import Manifest
 from unseen.data.preflight import Report, near_duplicates, preflight
 from unseen.data.sources import folder
@@ -39,6 +40,10 @@ def pictures(tmp_path: Path) -> Callable[..., Path]:
 
 def look(root: Path, **options: Any) -> Report:
     manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
+    return look_at_manifest(manifest, **options)
+
+
+def look_at_manifest(manifest: Manifest, **options: Any) -> Report:
     defaults = {
         "images_per_class": 4,
         "aspect": 4.0,
@@ -132,6 +137,28 @@ def test_an_image_on_both_sides_is_an_error_unless_allowed(pictures: Path) -> No
     assert look(pictures).errors == []
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("part", ["seen", "validation"])
+def test_what_is_held_out_of_training_is_compared_with_it(pictures: Path, part: str, suffix: str) -> None:
+    """The same pixels must not choose the epoch; photographs of a class taken in one go are merely listed."""
+    picture(0).save(pictures / "b" / f"copy.{suffix}", quality=60)
+    manifest = folder.read(pictures, split="order", train_fraction=0.5, seed=0, listed="test")
+    sides = np.where(manifest.roles == "train", "train", "test").astype("<U10")
+    held = [row for row, path in enumerate(manifest.paths) if path.startswith("b/")]
+    sides[held] = part
+    report = look_at_manifest(manifest, sides=sides)
+    assert named(report, [*report.exact, *report.near]) == [["a/0.png", f"b/copy.{suffix}"]]
+    assert "| … across the split | 1 |" in report.markdown()
+    assert f"({part}, b)" in report.markdown()
+    if (part, suffix) == ("validation", "png"):
+        assert report.errors[0].startswith("1 images are in training and in validation. Leave out")
+        assert report.quarantine == ["a/0.png"]
+        assert "**LEAK**" in report.markdown()
+    else:
+        assert (report.leaks, report.errors, report.quarantine) == ([], [], [])
+    assert look(pictures).errors == [], "by the roles alone both are training"
+
+
 @pytest.mark.parametrize("change", ["saved again", "smaller", "slightly cropped", "grey"])
 def test_near_duplicates_survive_what_copies_suffer(pictures: Path, change: str) -> None:
     original = picture(5)
@@ -146,6 +173,44 @@ def test_near_duplicates_survive_what_copies_suffer(pictures: Path, change: str)
     assert report.exact == []
     # A copy without its colours is another image to the small copies, though not to the hash.
     assert named(report, report.near) == ([] if change == "grey" else [["a/5.png", "d/copy.jpg"]])
+
+
+def boxed(root: Path, boxes: list[list[int]]) -> Manifest:
+    """One picture; its first objects train, the last tests."""
+    picture(0).save(root / "one.png")
+    labels = np.arange(len(boxes))
+    roles = np.where(labels < len(boxes) - 1, "train", "test")
+    names = tuple(f"class {label}" for label in labels)
+    return Manifest(root, ("one.png",) * len(boxes), labels, names, roles, boxes=np.array(boxes))
+
+
+def test_objects_of_one_picture_are_looked_at_as_training_cuts_them(tmp_path: Path) -> None:
+    manifest = boxed(tmp_path, [[0, 0, 90, 80], [300, 0, 400, 80], [100, 70, 200, 160]])
+    cut = look_at_manifest(manifest, crop_to_box=True)
+    assert cut.broken.keys() == {1}
+    assert "box (300, 0, 400, 80)" in cut.broken[1]
+    assert (cut.exact, cut.near) == ([], [])
+    whole = look_at_manifest(manifest)
+    assert whole.broken == {}
+    assert whole.exact == whole.leaks == [(0, 1, 2)]
+
+
+def test_a_picture_that_holds_test_objects_is_not_quarantined_for_a_leak(tmp_path: Path) -> None:
+    """The list names pictures, and without this one the test set would be another."""
+    report = look_at_manifest(boxed(tmp_path, [[0, 0, 90, 80], [100, 70, 200, 160]]))
+    assert report.leaks == [(0, 1)]
+    assert report.quarantine == []
+
+
+def test_a_passing_failure_is_not_reported_as_a_broken_image(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", no_memory)
+    with pytest.raises(PassingError, match="not the image"):
+        look(pictures)
 
 
 def test_drawings_of_one_outline_are_not_near_duplicates(tmp_path: Path) -> None:
@@ -197,7 +262,7 @@ def test_the_report_is_written_for_people_and_for_programs(pictures: Path, tmp_p
     plain = json.loads((tmp_path / "out" / "deep" / "report.json").read_text())
     assert plain["broken"] == {"b/0.png": "empty file (0 bytes)"}
     assert plain["exact_duplicates"] == [
-        {"paths": ["a/0.png", "c/copy.png"], "across_split": True, "across_classes": True}
+        {"paths": ["a/0.png", "c/copy.png"], "across_split": True, "leak": True, "across_classes": True}
     ]
     text = (tmp_path / "out" / "deep" / "report.md").read_text()
     assert "**LEAK** **labels differ** `a/0.png` (train, a) = `c/copy.png` (test, c)" in text

@@ -68,6 +68,14 @@ def test_held_out_images_are_a_share_and_at_least_two_where_two_remain(size: int
     assert len(fixed(table([size], [2]), seed=0, seen_fraction=0).seen) == 0
 
 
+def test_every_row_has_the_side_of_its_part() -> None:
+    split = holdout(table([6] * 5, [2]), seed=7, seen_fraction=0.3, class_fraction=0.4)
+    for side, part in (("train", "train"), ("seen", "seen"), ("validation", "validation"), ("test", "query")):
+        assert np.flatnonzero(split.sides == side).tolist() == getattr(split, part).tolist()
+    official = fixed(table([4], [4], roles=("query", "gallery")), seed=0, seen_fraction=0)
+    assert official.sides.tolist() == ["train"] * 4 + ["test"] * 4
+
+
 def test_official_query_and_gallery_are_kept_apart() -> None:
     manifest = table([4, 4], [4, 6], roles=("query", "gallery"))
     split = fixed(manifest, seed=0, seen_fraction=0)

@@ -23,7 +23,13 @@ def main(config: DictConfig) -> None:
     with building():
         everything = instantiate(config.data.source)
         excluded = listed_paths(config.data.exclude, everything)
-        report = watched_preflight(without(everything, excluded), config.check, console, excluded=excluded)
+        report = watched_preflight(
+            without(everything, excluded),
+            config.check,
+            console,
+            crop_to_box=config.data.crop_to_box,
+            excluded=excluded,
+        )
         report.write(Path(config.output))
     console.print(Markdown(report.markdown()))
     console.print(f"Written to {config.output}: report.md, report.json, quarantine.txt")

@@ -22,6 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
+from unseen.data.manifest import Manifest
 from unseen.files import replacing
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: P
         OSError: the folder cannot be written, or the disk is full.
     """
     path = folder / f"{_key(images, short_side)}.pixels"
-    wanted = {"version": VERSION, "sources": _sources(images)}
+    wanted = {"version": VERSION, "sources": sources(images.manifest)}
     with suppress(CacheError):  # before locking: a finished cache may lie in a folder that is read-only
         return _fitting(path, wanted)
     try:
@@ -284,17 +285,17 @@ def _key(images: Files, short_side: int) -> str:
     manifest = images.manifest
     digest = hashlib.sha256(f"{manifest.root.resolve()}|{short_side}".encode("utf-8", "surrogateescape"))
     digest.update("\0".join(manifest.paths).encode("utf-8", "surrogateescape"))
-    if manifest.boxes is not None:
-        digest.update(manifest.boxes.astype("<i8").tobytes())
+    if images.boxes is not None:
+        digest.update(images.boxes.astype("<i8").tobytes())
     return digest.hexdigest()[:32]
 
 
-def _sources(images: Files) -> str:
+def sources(manifest: Manifest) -> str:
     """Changes when a file does: SHA-256 (hex) over sizes and times of change."""
     digest = hashlib.sha256()
-    for row in range(len(images)):
+    for row in range(len(manifest)):
         try:
-            status = images.manifest.absolute(row).stat()
+            status = manifest.absolute(row).stat()
             digest.update(f"{status.st_size}|{status.st_mtime_ns};".encode())
         except OSError:
             digest.update(b"missing;")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,7 @@ class DataModule(LightningDataModule):
         self._take(without(manifest, self.excluded))  # refuses what cannot work before anything slow
         if cache != "none":
             self._check_size(cache_size)
-        files = Files(self.manifest if crop_to_box else replace(self.manifest, boxes=None))
+        files = Files(self.manifest, crop_to_box=crop_to_box)
         self.images: caches.Images = caches.OPEN[cache](
             files,
             short_side=cache_size,

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from rich.progress import Progress as ProgressBar
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from unseen.data.images import Pixels, read_image
+from unseen.data.images import Files, ImageError, PassingError, Pixels, opened
 from unseen.data.manifest import Manifest
 from unseen.files import replacing
 
@@ -39,6 +39,8 @@ BLOCK = 2048
 """Hashes compared at a time: a block of `BLOCK × BLOCK` distances takes 16 MB, its pairs up to 64 MB."""
 ERRORS = ("unreadable", "leakage")
 """What must not go into training unless it is allowed by name."""
+SIDES = ("", "train", "seen", "validation", "test")
+"""What rows are for, the later the more it matters that nobody has seen them; see `Split.sides`."""
 LISTED = 50
 """Entries that a section of the readable report shows; `report.json` has all."""
 
@@ -73,6 +75,7 @@ class Report:
         small_classes: class name → what it has too few of.
         allow: names out of `ERRORS` that are no error here.
         excluded: paths that were left out before.
+        sides: `(N,)` out of `SIDES`; `None`: by the manifest's roles, train or test.
     """
 
     manifest: Manifest
@@ -83,32 +86,56 @@ class Report:
     small_classes: dict[str, str]
     allow: tuple[str, ...]
     excluded: tuple[str, ...] = ()
-    _is_train: NDArray[np.bool_] = field(init=False, repr=False)
+    sides: NDArray[np.str_] | None = None
+    _rank: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_is_train", self.manifest.roles == "train")
+        sides = (
+            np.where(self.manifest.roles == "train", "train", "test") if self.sides is None else self.sides
+        )
+        object.__setattr__(self, "_rank", np.array([SIDES.index(side) for side in sides.tolist()]))
 
     def crosses(self, group: Rows) -> bool:
-        """Whether a group has rows both in training and in test."""
-        return len({bool(self._is_train[row]) for row in group}) == 2
+        """Whether a group has rows on several sides."""
+        return len({int(self._rank[row]) for row in group} - {SIDES.index("")}) > 1
 
     def disagrees(self, group: Rows) -> bool:
         """Whether a group has rows of more than one class."""
         return len({int(self.manifest.labels[row]) for row in group}) > 1
 
-    @property
+    @cached_property
     def leaks(self) -> list[Rows]:
-        """Groups of the same image in training and in test."""
-        return [group for group in (*self.exact, *self.near) if self.crosses(group)]
+        """Groups of the same image in training and in test, and of the very same in training and validation.
+
+        Near duplicates among training classes, and any of a class's own images that are held out, are common
+        in photographs taken in one go: they are listed, but are no leak.
+        """
+        test = SIDES.index("test")
+        exact = [group for group in self.exact if self._side(group) >= SIDES.index("validation")]
+        near = [group for group in self.near if self._side(group) == test]
+        return [group for group in (*exact, *near) if self.crosses(group)]
+
+    def part(self, row: int) -> str:
+        """What a row is for, in a word: its role in a test, else its side."""
+        side = SIDES[self._rank[row]]
+        return str(self.manifest.roles[row]) if side in ("test", "") else side
+
+    def _side(self, group: Rows) -> int:
+        """The side of a group that matters most."""
+        return max(int(self._rank[row]) for row in group)
 
     @property
     def quarantine(self) -> list[str]:
         """Paths to leave out: those left out before, what cannot be read, and training copies of what leaks.
 
-        Test images are never among the last, so that a benchmark's test set stays what it is.
+        Of a leak, the copies that test (else those that validate) are never among them, so that a benchmark's
+        test set stays what it is: a picture that holds objects of both sides has to be left out by hand.
         """
-        rows = set(self.broken) | {row for group in self.leaks for row in group if self._is_train[row]}
-        found = [self.manifest.paths[row] for row in sorted(rows)]
+        paths, test = self.manifest.paths, SIDES.index("test")
+        tested = {paths[row] for row in np.flatnonzero(self._rank == test)}
+        copies = {row for group in self.leaks for row in group if self._rank[row] < self._side(group)}
+        rows = set(self.broken) | {row for row in copies if paths[row] not in tested}
+        found = [paths[row] for row in sorted(rows)]
         return list(dict.fromkeys([*self.excluded, *found]))
 
     @property
@@ -116,7 +143,10 @@ class Report:
         """What must not go into training, in words; empty if nothing or all of it is allowed."""
         found = {
             "unreadable": f"{len(self.broken):,} images cannot be read" if self.broken else "",
-            "leakage": f"{len(self.leaks):,} images are in training and in test" if self.leaks else "",
+            "leakage": " and ".join(
+                f"{count:,} images are in training and in {SIDES[side]}"
+                for side, count in sorted(Counter(map(self._side, self.leaks)).items(), reverse=True)
+            ),
         }
         return [
             f"{what}. Leave out what quarantine.txt lists (data.exclude), or allow it: check.allow=[{name}]"
@@ -133,13 +163,14 @@ class Report:
 
     def plain(self) -> dict[str, object]:
         """The findings as plain data, with paths instead of rows."""
-        paths = self.manifest.paths
+        paths, leaks = self.manifest.paths, set(self.leaks)
 
         def named(groups: list[Rows]) -> list[dict[str, object]]:
             return [
                 {
                     "paths": [paths[row] for row in group],
                     "across_split": self.crosses(group),
+                    "leak": group in leaks,
                     "across_classes": self.disagrees(group),
                 }
                 for group in groups
@@ -171,7 +202,9 @@ def preflight(
     difference: float,
     workers: int | None,
     allow: Sequence[str],
+    crop_to_box: bool = False,
     excluded: Sequence[str] = (),
+    sides: NDArray[np.str_] | None = None,
     progress: Progress = lambda done: None,
 ) -> Report:
     """Decode every image and report what is wrong with the set.
@@ -184,18 +217,21 @@ def preflight(
         difference: most by which their small copies differ, as a share of their contrast.
         workers: threads that decode; `None`: one for each core.
         allow: names out of `ERRORS` that are no error here.
+        crop_to_box: whether training cuts images to their boxes.
         excluded: paths that were left out before, which the new list for `data.exclude` has to name again.
+        sides: see `Report`.
         progress: is told how far it is.
 
     Raises:
         ValueError: `allow` has another name.
+        PassingError: an image cannot be read, and not the image is the cause.
     """
     unknown = sorted(set(allow) - set(ERRORS))
     if unknown:
         raise ValueError(f"check.allow names '{unknown[0]}'. Choose from {', '.join(ERRORS)}.")
     looks = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        look = partial(look_at, manifest)
+        look = partial(look_at, Files(manifest, crop_to_box=crop_to_box))
         for done, seen in enumerate(pool.map(look, range(len(manifest))), start=1):
             looks.append(seen)
             progress(done)
@@ -222,6 +258,7 @@ def preflight(
         small_classes=small_classes(manifest, images_per_class),
         allow=tuple(allow),
         excluded=tuple(excluded),
+        sides=sides,
     )
 
 
@@ -239,23 +276,29 @@ def _rows(whole: NDArray[np.int64], group: Rows) -> Rows:
     return tuple(int(whole[position]) for position in group)
 
 
-def look_at(manifest: Manifest, row: int) -> Look:
-    """Decode one image as training would, and describe it."""
-    path = manifest.absolute(row)
+def look_at(images: Files, row: int) -> Look:
+    """Decode one image as training would, and describe it.
+
+    Raises:
+        PassingError: it cannot be read, and not the image is the cause.
+    """
+    path = images.manifest.absolute(row)
     try:
-        if path.stat().st_size == 0:
-            return Look("empty file (0 bytes)")
-        with Image.open(path) as image:
+        pixels = np.ascontiguousarray(images[row])  # an object is cut out of a larger picture
+        with opened(path) as image:
             mode = image.mode
-        pixels = read_image(path)
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        return Look(_problem(error.__cause__ or error))
+    except PassingError:
+        raise
+    except ImageError as error:
+        return Look(_problem(path, error.__cause__ or error))
     return _describe(mode, pixels)
 
 
-def _problem(error: BaseException) -> str:
+def _problem(path: Path, error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if path.stat().st_size == 0:
+        return "empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     # Pillow's words for most formats: 'image file is truncated (n bytes not processed)'.
@@ -385,7 +428,7 @@ def small_classes(manifest: Manifest, images_per_class: int) -> dict[str, str]:
 
 
 def _lines(report: Report) -> Iterable[str]:
-    manifest, paths = report.manifest, report.manifest.paths
+    manifest, paths, leaks = report.manifest, report.manifest.paths, set(report.leaks)
     yield f"# {len(manifest):,} images of {len(set(manifest.labels.tolist())):,} classes in `{manifest.root}`"
     yield ""
     yield "| found | number |"
@@ -396,6 +439,7 @@ def _lines(report: Report) -> Iterable[str]:
     for name, groups in (("exact duplicates", report.exact), ("near duplicates", report.near)):
         yield f"| {name} (groups) | {len(groups):,} |"
         yield f"| … across the split | {sum(map(report.crosses, groups)):,} |"
+        yield f"| … leaks | {len(leaks.intersection(groups)):,} |"
         yield f"| … under different labels | {sum(map(report.disagrees, groups)):,} |"
     yield f"| classes that are too small | {len(report.small_classes):,} |"
     yield f"| to be left out (`quarantine.txt`) | {len(report.quarantine):,} |"
@@ -404,8 +448,8 @@ def _lines(report: Report) -> Iterable[str]:
         yield from _section(kind.capitalize(), [f"`{paths[row]}`" for row in rows])
     for name, groups in (("Exact duplicates", report.exact), ("Near duplicates", report.near)):
         # What matters most comes first.
-        ordered = sorted(groups, key=lambda group: (not report.crosses(group), not report.disagrees(group)))
-        yield from _section(name, [_group_line(report, group) for group in ordered])
+        ordered = sorted(groups, key=lambda group: (group not in leaks, not report.disagrees(group)))
+        yield from _section(name, [_group_line(report, group, group in leaks) for group in ordered])
     small = [f"{name}: {why}" for name, why in report.small_classes.items()]
     yield from _section("Classes that are too small", small)
 
@@ -419,13 +463,13 @@ def _section(title: str, entries: list[str]) -> Iterator[str]:
         yield f"- … and {len(entries) - LISTED:,} more, in `report.json`"
 
 
-def _group_line(report: Report, group: Rows) -> str:
+def _group_line(report: Report, group: Rows, leaks: bool) -> str:
     manifest = report.manifest
     members = [
-        f"`{manifest.paths[row]}` ({manifest.roles[row]}, {manifest.class_names[manifest.labels[row]]})"
+        f"`{manifest.paths[row]}` ({report.part(row)}, {manifest.class_names[manifest.labels[row]]})"
         for row in group
     ]
-    remark = "**LEAK** " if report.crosses(group) else ""
+    remark = "**LEAK** " if leaks else "**across the split** " if report.crosses(group) else ""
     remark += "**labels differ** " if report.disagrees(group) else ""
     return remark + " = ".join(members)
 

@@ -72,6 +72,15 @@ class Split:
         return np.array_equal(self.query, self.gallery)
 
     @property
+    def sides(self) -> NDArray[np.str_]:
+        """`(N,)` what each row of the manifest is for: train, seen, validation or test; empty for nothing."""
+        sides = np.full(len(self.manifest), "", dtype="<U10")
+        for name in ("train", "seen", "validation"):
+            sides[getattr(self, name)] = name
+        sides[self.query] = sides[self.gallery] = "test"
+        return sides
+
+    @property
     def train_classes(self) -> Rows:
         """Labels of the manifest that are trained on, ascending."""
         return np.unique(self.manifest.labels[self.train])
