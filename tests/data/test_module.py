@@ -267,7 +267,15 @@ def test_paths_that_look_like_comments_or_hold_line_ends_can_be_excluded(
         ({"workers": "all"}, "data.workers='all': wanted 'auto' or a number"),
         ({"evaluation_batch_size": 0}, "data.evaluation_batch_size=0: wanted at least 1"),
         ({"exclude": "/nowhere.txt"}, "data.exclude=/nowhere.txt: no such file"),
-        ({"cache": "ram", "cache_size": 15}, "data.cache_size=15: .* 16 pixels .* at least 16"),
+        ({"cache": "ram", "cache_size": 15}, "data.cache_size=15: .* 16 pixels, .* at least 16"),
+        (
+            {
+                "cache": "ram",
+                "cache_size": 17,
+                "transforms": Transforms(nn.Identity(), resized_center(16, 1.1)),
+            },
+            "data.cache_size=17: .* 18 pixels, .* at least 18",
+        ),
         ({"sampler": functools.partial(Shuffled, batch_size=31)}, "sampler.batch_size=31: .* 1 and 30"),
     ],
 )
@@ -325,7 +333,7 @@ def test_groups_of_the_config_fit(
         protocol=instantiate(config.protocol), sampler=functools.partial(instantiate(config.sampler), **sizes)
     )
     assert (len(data.split.validation) > 0) == (protocol != "fixed")
-    assert len(data.split.seen) == 2 * data.num_classes
+    assert len(data.split.seen) >= 2
     assert len(epoch_batches(data)) > 0
 
 

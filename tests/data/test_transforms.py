@@ -10,7 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from unseen.data.transforms import Transforms, resized_center
 
@@ -64,6 +65,17 @@ def test_the_standard_recipe_is_resize_256_and_centre_crop_224() -> None:
     # Pillow and torchvision round differently by a level, and may place an odd crop one pixel apart.
     shifted = np.asarray(resized)[top : top + 224, left + 1 : left + 225].astype(int)
     assert min(np.abs(got - expected).max(), np.abs(got - shifted).max()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"), [("standard", 224, 256), ("standard", 256, 293), ("whole", 224, 224)]
+)
+def test_the_side_that_evaluation_resizes_to_is_known(name: str, size: int, side: int) -> None:
+    assert choice(name, size).evaluated_side == side
+
+
+def test_without_resizing_the_side_is_that_of_the_result() -> None:
+    assert Transforms(nn.Identity(), v2.CenterCrop(20)).evaluated_side == 20
 
 
 def test_characters_are_never_mirrored() -> None:

@@ -199,11 +199,11 @@ class DataModule(LightningDataModule):
         self._make_sampler()
 
     def _check_size(self, cache_size: int) -> None:
-        needed = self.transforms.evaluation(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape[-1]
+        needed = self.transforms.evaluated_side
         if cache_size < needed:
             raise ValueError(
-                f"data.cache_size={cache_size}: images of {needed} pixels would be blown up from smaller "
-                f"ones. Choose at least {needed}, or set data.cache=none."
+                f"data.cache_size={cache_size}: evaluation resizes images to {needed} pixels, so cached ones "
+                f"would be blown up. Choose at least {needed}, or set data.cache=none."
             )
 
     def _leave_out(self, problems: dict[int, str], on_error: str) -> None:

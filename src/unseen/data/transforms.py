@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
@@ -20,6 +21,21 @@ class Transforms:
 
     train: nn.Module
     evaluation: nn.Module
+
+    @property
+    def evaluated_side(self) -> int:
+        """Pixels that evaluation makes of an image's shorter side, before it crops: fewer are blown up."""
+        steps = (step for step in _steps(self.evaluation) if isinstance(step, v2.Resize))
+        resized = [max(step.size) for step in steps if step.size is not None]
+        crop: int = self.evaluation(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape[-1]
+        return max([crop, *resized])
+
+
+def _steps(transform: nn.Module) -> Iterator[nn.Module]:
+    """A transform and those within it; torchvision's Compose keeps its own in a plain list."""
+    yield transform
+    for step in (*transform.children(), *getattr(transform, "transforms", ())):
+        yield from _steps(step)
 
 
 def sequence(steps: Sequence[nn.Module]) -> nn.Module:
