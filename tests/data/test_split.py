@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.split import Split, fixed, folds, holdout, matched_galleries
 
 FINGERPRINT = "59ab580e825159c94237c4f06b0b4b92f3ef1164736ad99db2c4ffdeff495564"
+FIRST_DRAWN = [0, 1, 4, 6, 9]
 PARTS = ("train", "seen", "validation", "query", "gallery")
 
 
@@ -66,6 +68,29 @@ def test_held_out_images_are_a_share_and_at_least_two_where_two_remain(size: int
     split = fixed(table([size], [2]), seed=0, seen_fraction=0.15)
     assert (len(split.train), len(split.seen)) == (size - held, held)
     assert len(fixed(table([size], [2]), seed=0, seen_fraction=0).seen) == 0
+
+
+def test_small_classes_are_not_robbed_of_a_third_of_their_images(caplog: pytest.LogCaptureFixture) -> None:
+    """Two of five images are 40 %: some classes give two, others none; the draw is the same anywhere."""
+    manifest = table([5] * 400, [2])
+    with caplog.at_level(logging.INFO):
+        split = fixed(manifest, seed=0, seen_fraction=0.15)
+    assert len(split.seen) == 300
+    assert set(Counter(manifest.labels[split.seen].tolist()).values()) == {2}
+    assert split.num_classes == 400
+    assert "150 of 400 classes hold 300 of 2000 images out (15.0 %)" in caplog.text
+    assert sorted(classes_of(split, "seen"))[:5] == FIRST_DRAWN
+    assert not np.array_equal(fixed(manifest, seed=1, seen_fraction=0.15).seen, split.seen)
+    order = np.random.default_rng(0).permutation(len(manifest))
+    shuffled = fixed(manifest.select(order), seed=0, seen_fraction=0.15)
+    assert classes_of(shuffled, "seen") == classes_of(split, "seen")
+
+
+@pytest.mark.parametrize(("size", "classes"), [(9, 100), (8, 60), (60, 100)])
+def test_classes_are_left_whole_only_where_the_share_is_exceeded_by_half(size: int, classes: int) -> None:
+    """Two of nine are 22 % and just below; two of eight are 25 %."""
+    split = fixed(table([size] * 100, [2]), seed=0, seen_fraction=0.15)
+    assert len(classes_of(split, "seen")) == classes
 
 
 def test_every_row_has_the_side_of_its_part() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 
 from unseen.data.manifest import Manifest, ManifestError
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.int64]
+MOST_HELD_OUT = 1.5
+"""Times `seen_fraction` that may be held out before classes are left whole."""
 
 
 @dataclass(frozen=True)
@@ -224,20 +229,36 @@ def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fractio
 def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) -> Rows:
     """Rows to keep out of training: a share of each class, at least two so that each can find the other.
 
-    A class that would be left with fewer than two training images gives none.
+    A class that would be left with fewer than two training images gives none. Where classes are so small that
+    two images of each are far more than the share, only a draw of classes gives some.
 
     Raises:
         ValueError: the fraction is outside [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"protocol.seen_fraction={fraction}: wanted a share of at least 0 and below 1.")
-    held: list[Rows] = [np.empty(0, dtype=np.int64)]
+    held: dict[int, Rows] = {}
     for label in np.unique(manifest.labels[rows] if fraction else []):
         images = rows[manifest.labels[rows] == label]
         count = max(2, round(fraction * len(images)))
         if len(images) - count >= 2:
-            held.append(images[_order([manifest.paths[row] for row in images], seed, "seen")[:count]])
-    return np.sort(np.concatenate(held))
+            held[label] = images[_order([manifest.paths[row] for row in images], seed, "seen")[:count]]
+    if sum(map(len, held.values())) > MOST_HELD_OUT * fraction * len(rows):
+        held, whole = _thinned(held, manifest, seed, fraction * len(rows)), held
+        count = sum(map(len, held.values()))
+        log.info(
+            "Classes are small: %d of %d classes hold %d of %d images out (%.1f %%).",
+            *(len(held), len(whole), count, len(rows), 100 * count / len(rows)),
+        )
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *held.values()]))
+
+
+def _thinned(held: dict[int, Rows], manifest: Manifest, seed: int, wanted: float) -> dict[int, Rows]:
+    """The held-out images of as many classes, in the order of a draw, as it takes to have enough."""
+    labels = np.array(list(held))
+    drawn = labels[_order([manifest.class_names[label] for label in labels], seed, "seen classes")]
+    before = np.cumsum([0, *(len(held[label]) for label in drawn)])[:-1]
+    return {label: held[label] for label, count in zip(drawn, before, strict=True) if count < wanted}
 
 
 def _shuffled_classes(manifest: Manifest, seed: int) -> Rows:
