@@ -41,12 +41,13 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch's; with `repeats`, all are the first epoch's."""
-        self.epoch = 0 if self.repeats else epoch
+        """The next iteration is this epoch's; with `repeats`, it gives what the first epoch gives."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches of this rank, from `start` on; `start` counts for one iteration."""
-        start, self.start, epoch = self.start, 0, self.epoch
+        start, self.start = self.start, 0
+        epoch = 0 if self.repeats else self.epoch
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         batches = self.batches(generator)
         for turn in range(start, len(self)):
