@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from filelock import FileLock
 from PIL import Image
 
 from unseen.data import cache
-from unseen.data.cache import MemoryMapped, in_memory, memory_mapped, shrink, uncached
+from unseen.data.cache import CacheError, MemoryMapped, in_memory, memory_mapped, shrink, uncached
 from unseen.data.images import Files, ImageError, PassingError
 from unseen.data.manifest import Manifest
 
@@ -208,6 +210,21 @@ def test_a_file_that_something_else_wrote_is_made_again(
     path.write_bytes(spoilt[damage])
     opened()
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_more_images_than_memory_holds_are_refused_early(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    many = manifest.select([0] * 200)
+    needed = 200 * 40 * 30 * 3
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - (not fits)))
+    arguments: dict[str, Any] = {"short_side": 64, "keep_going": False, "folder": Path("/nowhere")}
+    if fits:
+        assert len(in_memory(Files(many), **arguments).images) == 200
+        return
+    with pytest.raises(CacheError, match=r"data\.cache=ram: 200 decoded images .* data\.cache=memmap"):
+        in_memory(Files(many), **arguments)
 
 
 def spoil(manifest: Manifest, *rows: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
@@ -35,6 +36,10 @@ LONG = 2000
 """From this many images on, decoding shows a progress bar."""
 
 
+SAMPLE = 100
+"""After this many images it is known what all of them take."""
+
+
 class Images(Protocol):
     """Whatever gives the pixels of a row."""
 
@@ -47,7 +52,7 @@ class Images(Protocol):
 
 
 class CacheError(ValueError):
-    """A file of decoded images that cannot be used; the message says why."""
+    """Decoded images that cannot be kept, or a file of them that cannot be used; the message says why."""
 
 
 class Kept:
@@ -133,14 +138,29 @@ def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path)
 
     Raises:
         ImageError: an image cannot be read, and `keep_going` is false; or none can.
+        CacheError: going by the first images, all will not fit into memory.
     """
-    kept, problems = {}, {}
+    kept: dict[int, Pixels] = {}
+    problems: dict[int, str] = {}
+    available = psutil.virtual_memory().available
     for row, image in enumerate(_decode(images, short_side, keep_going)):
         if isinstance(image, ImageError):
             problems[row] = str(image)
         else:
             kept[row] = image
+        if row + 1 == SAMPLE:
+            _check_fits(kept, SAMPLE, len(images), available)
     return Kept(kept, problems)
+
+
+def _check_fits(kept: dict[int, Pixels], seen: int, count: int, available: int) -> None:
+    """Before the system ends the run, which it does without a word."""
+    needed = sum(image.nbytes for image in kept.values()) * count // seen
+    if needed > available:
+        raise CacheError(
+            f"data.cache=ram: {count:,} decoded images take about {needed / 2**30:.1f} GiB, and "
+            f"{available / 2**30:.1f} GiB are free. Set data.cache=memmap, or a smaller data.cache_size."
+        )
 
 
 def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> MemoryMapped:
