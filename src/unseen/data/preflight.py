@@ -297,7 +297,7 @@ def look_at(images: Files, row: int) -> Look:
 def _problem(path: Path, error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if path.stat().st_size == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
