@@ -249,7 +249,7 @@ def test_excluded_paths_are_left_out(
 def test_paths_that_look_like_comments_or_hold_line_ends_can_be_excluded(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    names = ("#1/a.png", "# 1/a.png", "class\x0c0/\u2028.png")
+    names = ("#1/a.png", "# 1/a.png", "class\x0c0/\r\u2028.png")
     odd = replace(manifest, paths=(*names, *manifest.paths[3:]))
     listing = tmp_path / "exclude.txt"
     listing.write_text("# broken\n" + "".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")

@@ -287,9 +287,10 @@ def listed_paths(exclude: str | Path | None, manifest: Manifest) -> tuple[str, .
     file = Path(exclude).expanduser()
     if not file.is_file():
         raise ValueError(f"data.exclude={exclude}: no such file. Give a text file with one path a line.")
-    # Not splitlines: a path may hold any of the other characters that it takes for ends of lines.
-    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     known = set(manifest.paths)
+    # Not splitlines: a path may hold any of the other characters that it takes for ends of lines.
+    lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
+    lines = [line if line in known else line.removesuffix("\r") for line in lines]
     listed = [line for line in lines if line in known or (line.strip() and not line.startswith("# "))]
     unknown = [line for line in listed if line not in known]
     if unknown:
