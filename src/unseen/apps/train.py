@@ -20,7 +20,9 @@ def main(config: DictConfig) -> float | None:
         record = execute(run)
     except ImageError as error:
         # A loading process puts its traceback before the message.
-        message = str(error).splitlines()[-1].removeprefix(f"{ImageError.__module__}.ImageError: ")
+        message = (
+            str(error).splitlines()[-1].removeprefix(f"{ImageError.__module__}.{type(error).__name__}: ")
+        )
         raise UsageError(message) from error
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 
