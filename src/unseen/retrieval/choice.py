@@ -22,8 +22,8 @@ from unseen.retrieval.rounding import (
 )
 from unseen.retrieval.similarity import Vectors
 
-SMALL = 2**34  # multiplications below which choosing costs more than it saves
-QUERIES, ITEMS = 48, 2048  # sample sizes
+SMALL = 2**33  # multiplications below which choosing costs more than it saves
+QUERIES, ITEMS = 48, 512  # sample sizes
 SCORES = 2**24  # no more scores than these at a time
 SCORE_SECONDS = 5e-9  # to round a float64 score and to pick the best of many
 CANDIDATE_SECONDS = 1.5e-8  # to find and hold a candidate
@@ -75,13 +75,16 @@ def _only(vectors: Vectors, positions: Tensor) -> Vectors:
 
 def _gaps(problem: Problem, queries: Vectors, rows: Tensor, k: int) -> Tensor:
     """How far each item's score lies below the query's k-th, `(n, G)` (negative for the nearer ones)."""
-    gallery = problem.gallery
+    gallery, factor = problem.gallery, problem.gallery.factor.float()
     scaled = queries.scaled(0, len(queries)).float()
     blocks = []
     for start in range(0, len(gallery), 8192):
-        items = gallery.scaled(start, min(start + 8192, len(gallery))).float()
-        block = scaled @ items.T
-        blocks.append(block - items.square().sum(dim=1) / 2 if gallery.similarity == "euclidean" else block)
+        # Scaled as scores, not as vectors: new memory is slower than arithmetic.
+        items, scale = gallery.raw[start : start + 8192], factor[start : start + 8192]
+        block = (scaled @ items.T).mul_(scale)
+        if gallery.similarity == "euclidean":
+            block -= (items.norm(dim=1) * scale).square() / 2
+        blocks.append(block)
     scores = torch.cat(blocks, dim=1)
     own = problem.own[rows]
     here = (own >= 0).nonzero().squeeze(1)

@@ -150,7 +150,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 @cache
 def seconds_per_product(dtype: torch.dtype) -> float:
     """Measured once per process: seconds for one multiplication and addition; infinity if unusable here."""
-    size, width = 1024, 256
+    size, width = 512, 256
     try:
         values = torch.ones((size, width)).to(dtype)
         if dtype == torch.int8:
