@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unseen.retrieval.similarity import Vectors, norms_of
+from unseen.retrieval.similarity import Vectors
 
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -26,8 +26,6 @@ PRODUCT_DTYPES: dict[Precision, torch.dtype] = DTYPES | {"int8": torch.int32}
 # Relative rounding of a product as it is written (bfloat16 keeps 8 bits) and of each of its d additions, with
 # a factor of two to spare. Integers add exactly; they become float32 later.
 WRITTEN: dict[Precision, float] = {"float32": 2.0**-22, "bfloat16": 2.0**-7, "int8": 2.0**-22}
-CENTRES = 256  # most groups of like vectors, found on SAMPLE vectors for each
-SAMPLE = 64
 ADDED: dict[Precision, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "int8": 0.0}
 
 
@@ -55,6 +53,15 @@ class Rounded:
     norm: Tensor
     residual: Tensor
     half: Tensor
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """Of the norms; asked for by each panel, like the next."""
+        return self.norm.max()
+
+    @cached_property
+    def halved(self) -> bool:
+        return bool(self.half.any())
 
     def panel(self, index: int) -> Tensor:
         """`(side, d)`"""
@@ -91,38 +98,6 @@ def round_to(vectors: Vectors, order: Tensor, side: int, precision: Precision) -
     )
 
 
-def like_with_like(vectors: Vectors, side: int) -> Tensor:
-    """`(N,)` positions in an order that makes panels of `side` rows alike.
-
-    Euclidean: by norm, whose range within a panel widens the error bound of its scores. Else: near vectors
-    together (around the nearest of some centres, one for each panel, like centres next to each other), so
-    that a query meets its neighbours early.
-    """
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
-    if vectors.similarity == "euclidean":
-        return order[(norms_of(vectors.raw) * vectors.factor)[order].argsort(stable=True)]
-    count = min(len(vectors) // side, CENTRES)
-    if count < 2:
-        return order
-    sample = vectors.raw[order[: SAMPLE * count]]
-    centres = torch.nn.functional.normalize(sample[:count])
-    nearest = (sample @ centres.T).argmax(dim=1)
-    centres = torch.nn.functional.normalize(torch.zeros_like(centres).index_add_(0, nearest, sample))
-    nearest = torch.cat([(block @ centres.T).argmax(dim=1) for block in vectors.raw.split(8192)])
-    return order[_chained(centres)[nearest[order]].argsort(stable=True)]
-
-
-def _chained(centres: Tensor) -> Tensor:
-    """`(C,)` ranks of centres in a chain, each followed by the nearest one that is left."""
-    products, current = centres @ centres.T, torch.tensor(0)
-    rank = torch.empty(len(centres), dtype=torch.int64)
-    for place in range(len(centres)):
-        rank[current] = place
-        products[:, current] = -torch.inf
-        current = products[current].argmax()
-    return rank
-
-
 def error_terms(queries: Rounded, rows: slice, gallery: Rounded) -> tuple[Tensor, Tensor]:
     """How far a score may lie from the true one before it is written, as `base + slope c`.
 
@@ -130,10 +105,10 @@ def error_terms(queries: Rounded, rows: slice, gallery: Rounded) -> tuple[Tensor
     query rows `rows`. Rounding of the operands; of the `d` additions (Higham 2002, section 3.1: `d u ‖q̂‖‖ĝ‖`
     for any order); of `half` and of a written product, for Euclidean; and of the final similarity to float32.
     """
-    norm, residual, largest = queries.norm[rows], queries.residual[rows], gallery.norm.max()
+    norm, residual, largest = queries.norm[rows], queries.residual[rows], gallery.largest
     width = queries.values.shape[1]
     relative = (width + 4) * ADDED[queries.precision]
-    if bool(gallery.half.any()):
+    if gallery.halved:
         relative += WRITTEN[queries.precision]
     slope = (norm + residual) * (1 + relative)
     final = (norm + largest).square() * 2.0**-21 + width * 2.0**-120

@@ -19,13 +19,12 @@ from torch import Tensor
 from unseen.retrieval import kernels
 from unseen.retrieval.kernels import HIDDEN, Held, Pairs, Tile, decide, scan_columns, scan_rows
 from unseen.retrieval.order import LAST, to_keys, top
-from unseen.retrieval.plan import Plan
+from unseen.retrieval.plan import Plan, like_with_like
 from unseen.retrieval.problem import Problem
 from unseen.retrieval.rounding import (
     PRODUCT_DTYPES,
     WRITTEN,
     error_terms,
-    like_with_like,
     multiply,
     round_to,
 )
@@ -80,7 +79,7 @@ class Sweep:
     def _tiles(self, panels: list[Panel]) -> Iterator[tuple[Panel, int, Panel | None]]:
         """Panel, gallery panel, and the panel whose queries are its items.
 
-        A panel meets its neighbours in the order first, and no two tiles in a row have a panel in common.
+        A panel meets its neighbours in the order first, and all panels move on together.
         """
         count = len(self.gallery.unit)
         for apart in range(count):
