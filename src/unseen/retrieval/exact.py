@@ -8,6 +8,7 @@ from torch import Tensor
 from unseen.retrieval.order import LAST, from_keys, to_keys, top
 from unseen.retrieval.problem import Problem
 from unseen.retrieval.similarity import Vectors, exact, exact_block, norms_of
+from unseen.retrieval.workers import share_out
 
 SPARE = 8  # candidates that a blocked search keeps beyond k: near-ties at rank k rarely exceed them
 BLOCK = 1024  # rows, or columns, of a block of float64 similarities
@@ -26,14 +27,22 @@ def exact_keys(problem: Problem, rows: Tensor, candidates: Tensor, k: int) -> Te
     Returns:
         Keys `(n, k)`, nearest first.
     """
-    size = max(1, CACHED // (candidates.shape[1] * problem.gallery.raw.shape[1] * 12))
+    size = max(1, CACHED // (max(candidates.shape[1], 1) * problem.gallery.raw.shape[1] * 12))
     present = candidates != LAST
-    known = torch.where(present, candidates, 0)
-    values = [
-        exact(problem.queries, rows[start : start + size], problem.gallery, known[start : start + size])
-        for start in range(0, len(rows), size)
-    ]
-    return top(to_keys(torch.cat(values).float().masked_fill(~present, -torch.inf), candidates), k)
+    values = torch.full(candidates.shape, -torch.inf, device=candidates.device)
+
+    def compare(start: int) -> None:
+        chunk = slice(start, start + size)
+        known = torch.where(present[chunk], candidates[chunk], 0)
+        values[chunk] = exact(problem.queries, rows[chunk], problem.gallery, known).float()
+
+    starts = range(0, len(rows), size)
+    if rows.device.type == "cpu":
+        share_out(compare, starts)
+    else:
+        for start in starts:
+            compare(start)
+    return top(to_keys(values.masked_fill(~present, -torch.inf), candidates), k)
 
 
 def score_of(queries: Vectors, rows: Tensor, similarities: Tensor) -> Tensor:
