@@ -1,11 +1,13 @@
-"""Writing a file so that nobody ever reads half of it."""
+"""Writing files so that nobody ever reads half of one, and no two processes write the same."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -19,3 +21,22 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, when_waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`, which stays; if another process holds it, say so and wait.
+
+    Raises:
+        OSError: the lock cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        when_waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

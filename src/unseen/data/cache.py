@@ -11,20 +11,19 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import psutil
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
 from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
 from unseen.data.manifest import Manifest
-from unseen.files import replacing
+from unseen.files import alone, replacing
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +183,9 @@ def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: P
         return _fitting(path, wanted)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path.with_suffix(".lock")):
+        lock = path.with_suffix(".lock")
+        waiting = "Another process is decoding these images: waiting for it (%s)."
+        with alone(lock, lambda: log.info(waiting, lock)):
             try:
                 return _fitting(path, wanted)  # another process may have made it meanwhile
             except CacheError as error:
@@ -197,20 +198,6 @@ def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: P
             "another folder, or set data.cache=none",
             str(folder),
         ) from error
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another process is decoding these images: waiting for it (%s).", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _fitting(path: Path, wanted: dict[str, Any]) -> MemoryMapped:

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,13 +87,13 @@ class Report:
     allow: tuple[str, ...]
     excluded: tuple[str, ...] = ()
     sides: NDArray[np.str_] | None = None
-    _rank: NDArray[np.int64] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        sides = (
-            np.where(self.manifest.roles == "train", "train", "test") if self.sides is None else self.sides
-        )
-        object.__setattr__(self, "_rank", np.array([SIDES.index(side) for side in sides.tolist()]))
+    @cached_property
+    def _rank(self) -> NDArray[np.int64]:
+        """`(N,)` place of each row's side in `SIDES`."""
+        by_role = np.where(self.manifest.roles == "train", "train", "test")
+        sides = by_role if self.sides is None else self.sides
+        return np.array([SIDES.index(side) for side in sides.tolist()])
 
     def crosses(self, group: Rows) -> bool:
         """Whether a group has rows on several sides."""

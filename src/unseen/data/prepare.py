@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -15,6 +14,7 @@ from unseen.data.archive import is_archive, remove_leftovers, unpack
 from unseen.data.download import DownloadError, RemoteFile, fetch, kept
 from unseen.data.manifest import Manifest
 from unseen.data.sources.layout import IncompleteData
+from unseen.files import alone
 
 LOCK = ".prepare.lock"
 """Whoever holds this file of the data root is alone in writing there; it stays, as a lock must."""
@@ -82,23 +82,19 @@ def prepare(
 
 @contextmanager
 def _alone(root: Path, console: Console) -> Iterator[None]:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / LOCK)
+    def tell() -> None:
+        console.print(f"Another process prepares '{root}': waiting for it.", markup=False)
+
+    with ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            console.print(f"Another process prepares '{root}': waiting for it.", markup=False)
-            lock.acquire()
-    except OSError as error:
-        raise DownloadError(
-            f"Cannot write in data.root='{root}' ({error}). "
-            "Name a folder that can be written: data.root=<folder>"
-        ) from error
-    try:
+            root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(root / LOCK, tell))
+        except OSError as error:
+            raise DownloadError(
+                f"Cannot write in data.root='{root}' ({error}). "
+                "Name a folder that can be written: data.root=<folder>"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _place(file: RemoteFile, root: Path) -> Path:
