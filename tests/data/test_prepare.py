@@ -83,6 +83,25 @@ def remote_files(config: DictConfig, archives: Path, url: str) -> list[RemoteFil
     ]
 
 
+Published = tuple[DictConfig, list[RemoteFile], list[str]]
+
+
+@pytest.fixture
+def published(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> Callable[[str], Published]:
+    """`published(name)` serves a replica; gives its configuration (rooted at `tmp_path / "root"`), its files,
+    and the list of what is asked of the server."""
+
+    def put(name: str) -> Published:
+        archives = replica_archives(name)
+        url, asked = serve(archives)
+        config = configuration(name, tmp_path / "root")
+        return config, remote_files(config, archives, url), asked
+
+    return put
+
+
 def run(config: DictConfig, files: list[RemoteFile], **options: Any) -> Manifest:
     def read() -> Manifest:
         try:
@@ -119,12 +138,9 @@ def test_downloads_unpacks_and_reads_and_then_does_nothing(
 
 
 def test_what_was_typed_wrong_starts_no_download(
-    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+    published: Callable[[str], Published], tmp_path: Path
 ) -> None:
-    archives = replica_archives("plantvillage")
-    url, asked = serve(archives)
-    config = configuration("plantvillage", tmp_path / "root")
-    files = remote_files(config, archives, url)
+    config, files, asked = published("plantvillage")
     run(config, files)
     (tmp_path / "root" / files[0].name).unlink()
     config.data.test_species = ["Tomatoo"]
@@ -134,25 +150,19 @@ def test_what_was_typed_wrong_starts_no_download(
 
 
 def test_a_species_that_is_missing_from_the_disk_is_fetched(
-    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+    published: Callable[[str], Published],
 ) -> None:
-    archives = replica_archives("plantvillage")
-    url, _ = serve(archives)
-    config = configuration("plantvillage", tmp_path / "root")
+    config, files, _ = published("plantvillage")
     config.data.expected = {"classes": 6}
-    files = remote_files(config, archives, url)
     whole = run(config, files)
     shutil.rmtree(whole.root / "Tomato___Leaf_Mold")
     assert run(config, files).content_hash == whole.content_hash
 
 
 def test_of_two_runs_at_once_one_works_and_the_other_waits_for_it(
-    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+    published: Callable[[str], Published], tmp_path: Path
 ) -> None:
-    archives = replica_archives("cub")
-    url, asked = serve(archives)
-    config = configuration("cub", tmp_path / "root")
-    files = remote_files(config, archives, url)
+    _, files, asked = published("cub")
     reached, may_go_on = threading.Event(), threading.Event()
 
     def read_slowly() -> Manifest:
@@ -192,12 +202,9 @@ def test_a_root_that_cannot_be_written_is_named_with_the_key(tmp_path: Path) -> 
 
 
 def test_again_checks_what_is_there_and_archives_may_go(
-    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+    published: Callable[[str], Published], tmp_path: Path
 ) -> None:
-    archives = replica_archives("flowers")
-    url, asked = serve(archives)
-    config = configuration("flowers", tmp_path / "root")
-    files = remote_files(config, archives, url)
+    config, files, asked = published("flowers")
     run(config, files)
     run(config, files, again=True, keep_archives=False)
     assert len(asked) == 2
@@ -262,13 +269,8 @@ def test_a_file_without_checksum_is_said_to_be_unchecked(
     assert "CARS196.zip is unchecked" in told.getvalue()
 
 
-def test_a_broken_list_is_unpacked_again(
-    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
-) -> None:
-    archives = replica_archives("cub")
-    url, _ = serve(archives)
-    config = configuration("cub", tmp_path / "root")
-    files = remote_files(config, archives, url)
+def test_a_broken_list_is_unpacked_again(published: Callable[[str], Published], tmp_path: Path) -> None:
+    config, files, _ = published("cub")
     whole = run(config, files)
     (tmp_path / "root" / "CUB_200_2011" / "images.txt").write_text("")
     assert run(config, files).content_hash == whole.content_hash
