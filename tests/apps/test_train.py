@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from unseen.apps.command_line import UsageError, building, load_config
-from unseen.run import build
+from unseen.config.command_line import UsageError, building, load_config
+from unseen.workflow.run import build
 
 
 def unseen(folder, *arguments, **environment):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from unseen.data.archive import is_archive, unpack
+from unseen.data.acquire.archive import is_archive, unpack
 
 
 def write_image(path: Path, seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (24, 20)) -> Path:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from unseen.apps.command_line import load_config
-from unseen.run import build, execute
+from unseen.config.command_line import load_config
+from unseen.workflow.run import build, execute
 
 SETS = {
     "cub": [],

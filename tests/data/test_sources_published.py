@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from unseen.apps.command_line import config_folder
+from unseen.config.command_line import config_folder
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.sources import cars, cub, flowers, pets, plantvillage, sop
 from unseen.data.sources.layout import IncompleteData

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from unseen.apps.command_line import config_folder, load_config
+from unseen.config.command_line import config_folder, load_config
 from unseen.nn.embedder import Embedder
 
 TREE = "data.root=/images"

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 
-from unseen.apps.command_line import UsageError, building, command
+from unseen.config.command_line import UsageError, building, command
+from unseen.data.inspect.preflight import watched_preflight
 from unseen.data.module import listed_paths, without
-from unseen.data.preflight import watched_preflight
 
 
 @command("check")

@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import print as show
 
-from unseen.apps.command_line import UsageError, building, command
-from unseen.data.download import RemoteFile
+from unseen.config.command_line import UsageError, building, command
+from unseen.data.acquire.download import RemoteFile
+from unseen.data.acquire.prepare import prepare
 from unseen.data.manifest import Manifest
-from unseen.data.prepare import prepare
 
 
 @command("prepare")

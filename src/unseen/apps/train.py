@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from unseen.apps.command_line import UsageError, building, command
+from unseen.config.command_line import UsageError, building, command
 
 
 @command("train")
@@ -12,7 +12,7 @@ def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from unseen.data.images import ImageError
-    from unseen.run import build, execute
+    from unseen.workflow.run import build, execute
 
     with building():
         run = build(config)

@@ -1,0 +1,1 @@
+"""Get a published data set: download, unpack, count."""

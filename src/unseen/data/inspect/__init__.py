@@ -1,0 +1,1 @@
+"""Look at every image before training on it, and report what is wrong."""

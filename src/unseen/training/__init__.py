@@ -1,0 +1,1 @@
+"""Networks, a loss and an adversary in one learner: optimisation, callbacks, checkpoints."""

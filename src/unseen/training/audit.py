@@ -1,0 +1,104 @@
+"""Watches the adversary: does it bite, does it break the metric loss, how much class do the features hold."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from lightning import Callback, LightningModule, Trainer
+
+from unseen.data.module import DataModule
+from unseen.evaluation.embed import embed
+from unseen.evaluation.probe import probe_accuracy
+from unseen.training.learner import MetricLearner
+
+log = logging.getLogger(__name__)
+
+
+class AdversaryAudit(Callback):
+    """Linear probes of the fused features, and warnings in words.
+
+    Test classes are not touched: while training runs, the probe sees held-out images of seen classes and,
+    where the protocol holds classes out, the validation classes.
+
+    Args:
+        probe_every: epochs between two probes; 0 never probes during training.
+
+    Raises:
+        ValueError: `probe_every` is negative.
+    """
+
+    def __init__(self, probe_every: int) -> None:
+        if probe_every < 0:
+            raise ValueError(f"probe_every={probe_every}: wanted a number of epochs, or 0 for never.")
+        self.probe_every = probe_every
+        self._metric_losses: list[float] = []
+        self._accuracies: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe and warn."""
+        assert isinstance(pl_module, MetricLearner)
+        if pl_module.adversary is not None:
+            self._warn(trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if (
+            self.probe_every
+            and (trainer.current_epoch + 1) % self.probe_every == 0
+            and trainer.is_global_zero
+        ):
+            self._probe(pl_module, data)
+
+    def _probe(self, learner: MetricLearner, data: DataModule) -> None:
+        for name, rows in (("seen", data.split.seen), ("validation", data.split.validation)):
+            if len(rows) == 0:
+                continue
+            images = embed(learner.embedder, data.loader(rows), features=True)
+            accuracy = probe_accuracy(images.features, images.labels)
+            learner.log(f"probe/{name}", accuracy, rank_zero_only=True)
+
+    def _warn(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        self._metric_losses.append(float(metrics["train/metric_loss"]))
+        self._accuracies.append(float(metrics["train/adversary_accuracy"]))
+        chance = 1 / trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        # A network that starts from nothing has no classes to tell apart at first: a third may pass.
+        if len(self._accuracies) == max(2, math.ceil((trainer.max_epochs or 0) / 3)):
+            _say(dead_adversary(self._accuracies, chance))
+        _say(dominating_adversary(self._metric_losses))
+
+
+def _say(warning: str | None) -> None:
+    if warning:
+        log.warning(warning)
+
+
+def dead_adversary(accuracies: list[float], chance: float) -> str | None:
+    """A warning when the head never rose above twice chance, or, of two or three classes, halfway from chance
+    to certainty; else none.
+
+    Args:
+        accuracies: of the adversary's head on training batches, by epoch, in [0, 1].
+        chance: 1 / number of seen classes.
+    """
+    if max(accuracies) >= min(2 * chance, (1 + chance) / 2):
+        return None
+    return (
+        f"The adversary is dead: its head is at {accuracies[-1]:.1%} where chance is {chance:.1%}, so its "
+        "gradient carries nothing. Raise optimizer.learning_rates.adversary, or lower "
+        "adversary.strength.maximum."
+    )
+
+
+def dominating_adversary(metric_losses: list[float]) -> str | None:
+    """A warning when the metric loss has risen two epochs in a row; else none.
+
+    Args:
+        metric_losses: mean of each epoch.
+    """
+    if len(metric_losses) < 3 or not metric_losses[-3] < metric_losses[-2] < metric_losses[-1]:
+        return None
+    return (
+        f"The adversary may dominate: the metric loss rose two epochs in a row "
+        f"({metric_losses[-3]:.4g} → {metric_losses[-1]:.4g}). "
+        "Lower adversary.strength.maximum, or compare with ablation=gdfl."
+    )

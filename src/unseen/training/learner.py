@@ -1,0 +1,139 @@
+"""Joins embedder, metric loss and class adversary into one trainable module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from unseen.data.batch import Batch
+from unseen.nn.adversary import AdversaryOutput, ClassAdversary
+from unseen.nn.embedder import Embedded, Embedder
+from unseen.retrieval import evaluate
+from unseen.training.optimization import Optimization
+
+
+class MetricLearner(LightningModule):
+    """Minimises `L_metric + L_adversary` in one optimiser step.
+
+    Args:
+        embedder: images → embedding.
+        loss: `(embeddings (B, d), labels (B,), ids (B,))` → scalar; its parameters are the proxies.
+        adversary: classifier of the seen classes, or none.
+        optimization: learning rates, schedule, frozen warm-up.
+        evaluate: embeddings `(N, d)` and labels `(N,)` → retrieval result; for the validation classes.
+        channels_last: keep images and weights in the memory layout that CPU and GPU convolutions prefer.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        loss: nn.Module,
+        adversary: ClassAdversary | None,
+        optimization: Optimization,
+        evaluate: Callable[..., Any] = evaluate,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.embedder = embedder.to(memory_format=layout)
+        self.loss = loss
+        self.adversary = adversary
+        self.optimization = optimization
+        self.evaluate = evaluate
+        self._layout = layout
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser steps that is done, in [0, 1]; restored with a checkpoint."""
+        return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+
+    def forward(self, images: Tensor) -> Embedded:
+        """`images`: `(B, 3, H, W)`, uint8 or float in [0, 1]."""
+        return self.embedder(images.contiguous(memory_format=self._layout))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step on `(B, 3, H, W)` images with seen labels."""
+        embedded = self(batch.images)
+        metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
+        self._log_train("metric_loss", metric_loss, len(batch.labels))
+        adversary = self._adversary_step(embedded, batch.labels)
+        if batch_index == 0:
+            self._log_gradient_norms(embedded, metric_loss, adversary)
+        total = metric_loss if adversary is None else metric_loss + adversary.loss
+        self._log_train("loss", total, len(batch.labels), prog_bar=True)
+        return total
+
+    def _adversary_step(self, embedded: Embedded, labels: Tensor) -> AdversaryOutput | None:
+        if self.adversary is None:
+            return None
+        strength = self.adversary.strength_at(self.progress)
+        features = embedded.fused.features if self.adversary.sees == "fused" else embedded.embedding
+        output = self.adversary(features, labels, strength)
+        accuracy = (output.logits.argmax(1) == labels).float().mean()
+        cross_entropy = nn.functional.cross_entropy(output.logits.detach().float(), labels)
+        self._log_train("adversary_strength", strength, len(labels))
+        self._log_train("adversary_accuracy", accuracy, len(labels))
+        self._log_train("adversary_loss", cross_entropy, len(labels))
+        return output
+
+    def _log_train(self, name: str, value: Tensor | float, batch_size: int, prog_bar: bool = False) -> None:
+        self.log(
+            f"train/{name}", value, on_step=False, on_epoch=True, batch_size=batch_size, prog_bar=prog_bar
+        )
+
+    def _log_gradient_norms(
+        self, embedded: Embedded, metric_loss: Tensor, adversary: AdversaryOutput | None
+    ) -> None:
+        """Once an epoch: how hard each objective pulls at the feature maps that the backbone gives."""
+        maps = [tensor for tensor in (*embedded.maps.taps, embedded.maps.final) if tensor.requires_grad]
+        if not maps:
+            return
+        objectives = (
+            {"metric": metric_loss}
+            if adversary is None
+            else {"metric": metric_loss, "adversary": adversary.loss}
+        )
+        for name, objective in objectives.items():
+            gradients = torch.autograd.grad(objective, maps, retain_graph=True, allow_unused=True)
+            norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+            norm = torch.stack(norms).norm() if norms else torch.zeros(())
+            self._log_train(f"gradient_norm_{name}", norm, 1)
+
+    def on_train_start(self) -> None:
+        """A run that resumes in mid epoch sees no start of that epoch.
+
+        Nor does Lightning hand the loader its state back then: counting steps for the schedule has set the
+        loader up before the checkpoint was read.
+        """
+        self.trainer.fit_loop._load_combined_loader_states()
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the backbone during its warm-up; a pure function of the epoch, so it resumes."""
+        self.embedder.freeze_backbone(self.current_epoch < self.optimization.frozen_backbone_epochs)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Embed images of the validation classes."""
+        self._validation.append((self(batch.images).embedding.float(), batch.labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Retrieval among the validation classes, which training does not see."""
+        embeddings, labels = (torch.cat(column) for column in zip(*self._validation, strict=True))
+        self._validation.clear()
+        for name, value in self.evaluate(embeddings, labels).metrics.items():
+            self.log(f"validation/{name}", value, prog_bar=name == "recall_at_1")
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser; backbone, head, adversary and proxies in their own groups."""
+        parts: dict[str, list[nn.Module]] = {
+            "backbone": [self.embedder.backbone],
+            "head": [self.embedder.fusion, self.embedder.projection],
+            "adversary": [self.adversary] if self.adversary is not None else [],
+            "proxies": [self.loss],
+        }
+        return self.optimization.configure(parts, int(self.trainer.estimated_stepping_batches))

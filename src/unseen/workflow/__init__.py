@@ -1,0 +1,1 @@
+"""One run, from built parts to its record and its pictures."""

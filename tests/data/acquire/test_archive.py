@@ -1,0 +1,140 @@
+"""Archives that are whole, broken, or hostile."""
+
+from __future__ import annotations
+
+import errno
+import io
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unseen.data.acquire.archive import ArchiveError, unpack
+
+CONTENT = {"images/a b.jpg": b"1" * 5000, "images/deep/ü.png": b"2" * 3, "list.txt": b""}
+
+
+def make_tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as opened:  # type: ignore[call-overload]
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            opened.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def make_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.tar.bz2", "x.tar.xz", "x.zip"])
+def test_unpacks_every_kind(tmp_path: Path, name: str) -> None:
+    modes = {"tgz": "w:gz", "tar": "w", "bz2": "w:bz2", "xz": "w:xz"}
+    path = tmp_path / name
+    suffix = name.rsplit(".", 1)[1]
+    make_zip(path, CONTENT) if suffix == "zip" else make_tar(path, CONTENT, modes[suffix])
+    unpack(path, tmp_path / "out")
+    assert files(tmp_path / "out") == CONTENT
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_keeps_what_lies_there_and_replaces_files_of_the_same_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "own.jpg").write_bytes(b"mine")
+    (out / "images" / "a b.jpg").write_bytes(b"old")
+    unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
+    assert files(out) == CONTENT | {"images/own.jpg": b"mine"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.txt", "images/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt", "\\\\host\\evil"],
+)
+@pytest.mark.parametrize("make", [make_tar, make_zip])
+def test_refuses_paths_that_lead_out_and_unpacks_nothing(
+    tmp_path: Path, make: Callable[..., Path], name: str
+) -> None:
+    path = make(tmp_path / "x.archive", {"good.txt": b"1", name: b"2"})
+    out = tmp_path / "deep" / "er" / "out"
+    with pytest.raises(ArchiveError, match=r"not safe.*Nothing was unpacked"):
+        unpack(path, out)
+    assert list(out.iterdir()) == []
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_refuses_links_and_devices_in_a_tar(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as opened:
+        entry = tarfile.TarInfo("link")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        opened.addfile(entry)
+    with pytest.raises(ArchiveError, match="'link' is a link or a device"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_refuses_links_in_a_zip(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        entry = zipfile.ZipInfo("link")
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        opened.writestr(entry, "/etc/passwd")
+    with pytest.raises(ArchiveError, match="is a link"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
+def test_a_truncated_archive_leaves_nothing(tmp_path: Path, name: str, share: float) -> None:
+    members = {f"images/{index}.jpg": bytes(range(256)) * 40 for index in range(50)}
+    path = make_zip(tmp_path / name, members) if name.endswith("zip") else make_tar(tmp_path / name, members)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ArchiveError, match="get it again"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_damaged_member_of_a_zip_leaves_nothing(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x.zip", {"good.txt": b"1", "bad.bin": bytes(range(256)) * 100})
+    damaged = bytearray(path.read_bytes())
+    damaged[200] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(ArchiveError, match="broken"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_web_page_is_not_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    path.write_bytes(b"<!DOCTYPE html><html>quota exceeded</html>")
+    with pytest.raises(ArchiveError, match="<!DOCTYPE html"):
+        unpack(path, tmp_path / "out")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    def copy(source: object, target: object, length: int) -> None:
+        copied.append(length)
+        if len(copied) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = make_zip(tmp_path / "x.zip", CONTENT)
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    with pytest.raises(ArchiveError, match="disk is full"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,69 @@
+"""Going on from a checkpoint: the best epoch is remembered; another network is refused."""
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from unseen.training.checkpoints import Checkpoints, check_resumable
+
+
+class Scored(LightningModule):
+    """Its validation score is whatever the test says of the epoch."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.layer, self.scores = nn.Linear(1, 1), scores
+
+    def training_step(self, batch, index):
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch, index):
+        self.log("score", self.scores[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fitted(folder, scores, epochs, resume_from=None):
+    checkpoints = Checkpoints(dirpath=folder, filename="{epoch}", monitor="score", mode="max", save_last=True)
+    trainer = Trainer(
+        max_epochs=epochs, callbacks=[checkpoints], logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = DataLoader(torch.ones(2, 1))
+    trainer.fit(Scored(scores), loader, loader, ckpt_path=resume_from)
+    return checkpoints
+
+
+@pytest.mark.parametrize(("later", "best"), [(0.5, "epoch=0"), (0.95, "epoch=2")])
+def test_a_run_resumed_in_another_folder_remembers_the_best_epoch(tmp_path, later, best):
+    fitted(tmp_path / "first", [0.9, 0.2], 2)
+    scores = [0.9, 0.2, later, 0.4]
+    resumed = fitted(tmp_path / "second", scores, 4, tmp_path / "first" / "last.ckpt")
+    assert best in resumed.best_model_path
+    assert (tmp_path / "first" / "epoch=0.ckpt").is_file(), "the first run keeps its files"
+    assert (tmp_path / "second" / "last.ckpt").is_file()
+
+
+def test_a_best_epoch_whose_file_is_gone_is_sought_anew(tmp_path):
+    fitted(tmp_path / "first", [0.9, 0.2], 2)
+    (tmp_path / "first" / "epoch=0.ckpt").unlink()
+    resumed = fitted(tmp_path / "second", [0.9, 0.2, 0.5], 3, tmp_path / "first" / "last.ckpt")
+    assert "epoch=2" in resumed.best_model_path
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
+    learner = nn.ModuleDict({"embedder": nn.Linear(3, 4), "loss": nn.Linear(2, 2)})
+    torch.save({"state_dict": learner.state_dict()}, tmp_path / "own.ckpt")
+    check_resumable(learner, tmp_path / "own.ckpt")
+    other = nn.ModuleDict({"embedder": nn.Linear(3, 5), "loss": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"own.ckpt.*2 weights differ, in embedder.bias, embedder.weight"):
+        check_resumable(other, tmp_path / "own.ckpt")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.ckpt: not a checkpoint"):
+        check_resumable(nn.Linear(1, 1), tmp_path / "text.ckpt")

@@ -1,0 +1,159 @@
+"""Real training on tiny data: what must move moves, what is frozen rests, and λ follows progress."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from unseen.config.command_line import load_config
+from unseen.evaluation.embed import embed
+from unseen.evaluation.measure import measure
+from unseen.workflow.run import build, execute
+
+
+def made(tiny_run, folder, *overrides):
+    return build(load_config([*tiny_run, "pictures=false", *overrides], run_folder=folder))
+
+
+def fitted(run, **arguments):
+    run.trainer.fit(run.learner, datamodule=run.data, **arguments)
+    return run
+
+
+def parameters(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+@pytest.mark.parametrize("loss", ["norm_softmax", "proxy_anchor", "soft_triple"])
+def test_proxies_move_at_their_own_rate_and_are_saved_and_restored(tiny_run, tmp_path, loss):
+    overrides = [f"loss={loss}", "sampler.batch_size=8", "optimizer.learning_rates.proxies=0.05"]
+    run = made(tiny_run, tmp_path, *overrides)
+    before = parameters(run.learner.loss)
+    assert before, "the proxies must be parameters of the loss"
+    fitted(run)
+    after = parameters(run.learner.loss)
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    [group] = [g for g in run.trainer.optimizers[0].param_groups if g["name"].startswith("proxies")]
+    assert {id(p) for p in group["params"]} == {id(p) for p in run.learner.loss.parameters()}
+    assert group["initial_lr"] == 0.05
+
+    run.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    restored = made(tiny_run, tmp_path, *overrides)
+    restored.learner.load_state_dict(torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(after[name], value) for name, value in parameters(restored.learner.loss).items())
+
+
+def test_during_the_warm_up_the_backbone_rests_and_the_head_learns(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "optimizer.frozen_backbone_epochs=1", "sampler.classes_per_batch=4")
+    backbone = {name: value.clone() for name, value in run.learner.embedder.backbone.state_dict().items()}
+    head = parameters(run.learner.embedder.projection)
+    fitted(run)
+    now = run.learner.embedder.backbone.state_dict()
+    assert all(torch.equal(backbone[name], now[name]) for name in backbone), (
+        "weights and batch norm statistics"
+    )
+    assert not torch.equal(head["weight"], run.learner.embedder.projection.weight)
+
+
+def test_after_the_warm_up_the_backbone_learns(tiny_run, tmp_path):
+    run = made(
+        tiny_run,
+        tmp_path,
+        "optimizer.frozen_backbone_epochs=1",
+        "trainer.max_epochs=2",
+        "sampler.classes_per_batch=4",
+    )
+    before = parameters(run.learner.embedder.backbone)
+    fitted(run)
+    after = parameters(run.learner.embedder.backbone)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "ablation=full", "trainer.max_epochs=3", "sampler.classes_per_batch=2")
+    seen = []
+    strength_at = run.learner.adversary.strength_at
+
+    def watched(progress):
+        seen.append((progress, strength_at(progress)))
+        return seen[-1][1]
+
+    run.learner.adversary.strength_at = watched
+    fitted(run)
+    steps = run.trainer.global_step
+    assert len(seen) == steps
+    maximum = run.config["adversary"]["strength"]["maximum"]
+    for step, (progress, strength) in enumerate(seen):
+        assert progress == pytest.approx(step / steps)
+        assert strength == pytest.approx(maximum * (2 / (1 + math.exp(-10 * step / steps)) - 1))
+
+
+def test_the_embedding_pass_keeps_order_mode_and_full_precision(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "trainer.precision=bf16-mixed", "sampler.classes_per_batch=4")
+    run.learner.train()
+    rows = run.data.split.query[::-1].copy()
+    images = embed(run.learner.embedder, run.data.loader(rows), features=True)
+    assert run.learner.training
+    assert images.ids.tolist() == rows.tolist()
+    assert images.labels.tolist() == run.data.manifest.labels[rows].tolist()
+    assert images.embeddings.dtype == torch.float32
+    torch.testing.assert_close(images.embeddings.norm(dim=1), torch.ones(len(rows)))
+    alone = embed(run.learner.embedder, run.data.loader(rows[:1]))
+    torch.testing.assert_close(alone.embeddings[0], images.embeddings[0], rtol=1e-4, atol=1e-5)
+    assert alone.features.shape == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_resumed_in_mid_epoch_ends_with_the_weights_of_an_uninterrupted_one(tiny_run, tmp_path):
+    overrides = ["trainer.max_epochs=2", "sampler.classes_per_batch=4", "sampler.images_per_class=2"]
+    whole = made(tiny_run, tmp_path / "whole", *overrides)
+    steps = len(whole.data.train_dataloader())
+    assert steps > 2, "the interruption must fall within an epoch"
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps + 2, save_top_k=-1)
+    whole.trainer.callbacks.append(every)
+    fitted(whole)
+    resumed = fitted(
+        made(tiny_run, tmp_path / "resumed", *overrides), ckpt_path=tmp_path / f"step={steps + 2}.ckpt"
+    )
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    wanted = parameters(whole.learner)
+    assert all(torch.equal(wanted[name], value) for name, value in parameters(resumed.learner).items())
+
+
+def test_an_image_that_is_query_and_gallery_does_not_find_itself(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    split = run.data.split
+    run.data.split = dataclasses.replace(split, query=split.query[1:])
+    measured = measure(run.learner.embedder, run.data, run.evaluate, seed=0)
+    found = measured.gallery.ids[measured.unseen.neighbours.positions[:, 0]]
+    assert not (found == measured.queries.ids).any()
+
+
+def test_the_validation_metrics_are_those_of_the_measured_weights(tiny_run, tmp_path):
+    run = made(
+        tiny_run, tmp_path, "sampler.classes_per_batch=2", "protocol=holdout", "protocol.class_fraction=0.5"
+    )
+    before = measure(run.learner.embedder, run.data, run.evaluate, seed=0).metrics["validation"]
+    rows = run.data.split.validation
+    images = embed(run.learner.embedder, run.data.loader(rows))
+    assert before == dict(run.evaluate(images.embeddings, images.labels).metrics)
+    record = execute(run)
+    chosen = embed(run.learner.embedder, run.data.loader(rows))
+    assert record.metrics["validation"] == dict(run.evaluate(chosen.embeddings, chosen.labels).metrics)
+
+
+def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "debug=overfit", "trainer.max_epochs=3", "sampler.classes_per_batch=4")
+    seen = []
+
+    class Witness(Callback):
+        def on_train_batch_start(self, trainer, learner, batch, index):
+            seen.append(batch.ids.tolist())
+
+    run.trainer.callbacks.append(Witness())
+    fitted(run)
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]

@@ -1,0 +1,111 @@
+"""What a long run looks at before it starts, and when it need not look again."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from unseen.config.command_line import load_config
+from unseen.data.sources import folder
+from unseen.data.split import fixed, holdout
+from unseen.workflow.run import _is_long, _look_before
+
+Look = Callable[..., None]
+
+
+@pytest.fixture
+def tree(coloured_tree: Path, tmp_path: Path) -> Path:
+    """Class 0 trains and class 7 tests; an image is in both."""
+    shutil.copytree(coloured_tree, tmp_path / "tree")
+    shutil.copy(tmp_path / "tree" / "class 0" / "0.png", tmp_path / "tree" / "class 7" / "again.png")
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    def look_at(root: Path, *overrides: str, protocol: Callable[..., object] = fixed) -> None:
+        own = ("data=folder", f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}", "check_from=0")
+        config = load_config([*own, *overrides], run_folder=str(tmp_path / "run"))
+        manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
+        split = protocol(manifest, seed=0, seen_fraction=0.15)
+        data = SimpleNamespace(manifest=manifest, split=split, excluded=())
+        _look_before(config, data, tmp_path / "run")  # type: ignore[arg-type]
+
+    return look_at
+
+
+LEAK = "in training and in test"
+
+
+def test_what_was_allowed_once_is_not_allowed_for_good(tree: Path, look: Look) -> None:
+    look(tree, "check.allow=[leakage]")
+    with pytest.raises(ValueError, match=LEAK):
+        look(tree)
+
+
+def test_another_folder_with_the_same_names_is_looked_at(tree: Path, tmp_path: Path, look: Look) -> None:
+    sound = tmp_path / "sound"
+    shutil.copytree(tree, sound)
+    shutil.copy(sound / "class 7" / "0.png", sound / "class 7" / "again.png")
+    look(sound)
+    with pytest.raises(ValueError, match=LEAK):
+        look(tree)
+
+
+def test_files_that_changed_since_are_looked_at_again_and_others_are_not(
+    tree: Path, look: Look, tmp_path: Path
+) -> None:
+    (tree / "class 7" / "again.png").unlink()
+    look(tree)
+    [report] = (tmp_path / "cache" / "checked").glob("*/report.json")
+    written = report.stat().st_mtime_ns
+    look(tree)
+    assert report.stat().st_mtime_ns == written
+    shutil.copy(tree / "class 0" / "0.png", tree / "class 7" / "0.png")
+    with pytest.raises(ValueError, match=LEAK):
+        look(tree)
+
+
+def test_images_that_validate_must_not_be_trained_on(coloured_tree: Path, tmp_path: Path, look: Look) -> None:
+    halves = functools.partial(holdout, class_fraction=0.5)
+    manifest = folder.read(coloured_tree, split="order", train_fraction=0.5, seed=0, listed="test")
+    sides = halves(manifest, seed=0, seen_fraction=0.0).sides
+    trained, validates = (list(sides).index(side) for side in ("train", "validation"))
+    shutil.copytree(coloured_tree, tmp_path / "tree")
+    shutil.copy(*(tmp_path / "tree" / manifest.paths[row] for row in (trained, validates)))
+    look(tmp_path / "tree")
+    with pytest.raises(ValueError, match="in training and in validation"):
+        look(tmp_path / "tree", protocol=halves)
+
+
+def test_only_the_first_of_several_processes_looks(
+    tree: Path, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    look(tree)
+
+
+@pytest.mark.parametrize(
+    ("check_from", "max_epochs", "is_long"),
+    [
+        (1000, 9, False),
+        (1000, 10, True),
+        (1000, -1, True),
+        (1000, None, True),
+        (1000, 0, False),
+        (0, 0, True),
+        (None, -1, False),
+    ],
+)
+def test_a_run_is_long_by_the_images_it_reads_and_where_it_has_no_end(
+    check_from: int | None, max_epochs: int | None, is_long: bool
+) -> None:
+    config = OmegaConf.create({"check_from": check_from, "trainer": {"max_epochs": max_epochs}})
+    assert _is_long(config, images=100) == is_long
