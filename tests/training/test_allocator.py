@@ -7,7 +7,7 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys, torch
+import resource, sys, torch, unseen.training.learner
 from unseen.training.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
