@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -22,7 +23,7 @@ FAMILIES = {
 
 
 def made(model, size, **changes):
-    settings = {"taps": None, "weights": "none", "mean": None, "std": None, "options": None}
+    settings = {"taps": "late", "weights": "none", "mean": None, "std": None, "options": None}
     torch.manual_seed(0)
     return Backbone(model, image_size=size, **(settings | changes)).eval()
 
@@ -37,14 +38,15 @@ def family(request):
     return request.param, FAMILIES[request.param], made(request.param, FAMILIES[request.param])
 
 
-def test_taps_and_final_map_are_those_of_timm(family):
-    _, size, backbone = family
+def test_stages_and_final_map_are_those_of_timm(family):
+    name, size, _ = family
+    stages = [stage["module"] for stage in info_of(made(name, size))][-3:]
+    backbone = made(name, size, taps=stages)
     network = backbone.network
     given = images(size)
     maps = backbone(given)
     normalised = (given / 255 - backbone.mean) / backbone.std
-    info = {stage["module"]: stage for stage in (getattr(network.feature_info, "info", network.feature_info))}
-    stages = list(info)
+    info = {stage["module"]: stage for stage in info_of(backbone)}
     with torch.no_grad():
         final, by_timm = network.forward_intermediates(normalised, norm=False)
     final = final if final.ndim == 4 else final[:, network.num_prefix_tokens :].transpose(1, 2).unflatten(
@@ -54,20 +56,75 @@ def test_taps_and_final_map_are_those_of_timm(family):
         final = final.permute(0, 3, 1, 2)
     torch.testing.assert_close(maps.final, final)
     assert maps.final.shape[1] == backbone.final_channels
-    assert len(maps.taps) == 3
     for name, tap, channels, stride in zip(
         backbone.tap_names, maps.taps, backbone.tap_channels, backbone.tap_strides, strict=True
     ):
-        torch.testing.assert_close(tap, by_timm[stages.index(name)])  # NCHW, whatever the family gives
+        torch.testing.assert_close(tap, by_timm[list(info).index(name)])  # NCHW, whatever the family gives
         assert (channels, stride) == (info[name]["num_chs"], info[name]["reduction"])
         assert tap.shape[1] == channels
-    assert not any(tap.shape == maps.final.shape and torch.equal(tap, maps.final) for tap in maps.taps)
 
 
-def test_the_default_taps_are_the_last_three_stages_before_the_final_map():
-    assert made("resnet18", 64).tap_names == ["layer1", "layer2", "layer3"]
-    assert made("mobilenetv2_100", 64).tap_names == ["blocks.2", "blocks.4", "blocks.6"]
-    assert made("vit_tiny_patch16_224", 48).tap_names == ["blocks.8", "blocks.9", "blocks.10"]
+def info_of(backbone):
+    info = backbone.network.feature_info
+    return getattr(info, "info", info)
+
+
+# The published taps are the last block at stride 16 and the two at stride 32 before the final map.
+LATE = {
+    "resnet10t": ["layer2.0", "layer3.0", "layer4.0"],  # one block a stage
+    "resnet18": ["layer3.1", "layer4.0", "layer4.1"],  # two blocks at stride 32: the final one is needed
+    "resnet50": ["layer3.5", "layer4.0", "layer4.1"],
+    "mobilenetv2_100": ["blocks.4.2", "blocks.5.2", "blocks.6.0"],
+    "mobilenetv3_large_100": ["blocks.4.1", "blocks.5.1", "blocks.5.2"],
+    "efficientnet_b0": ["blocks.4.2", "blocks.5.3", "blocks.6.0"],
+    "tf_efficientnet_lite0": ["blocks.4.2", "blocks.5.3", "blocks.6.0"],
+    "convnext_tiny": ["stages.2.blocks.8", "stages.3.blocks.0", "stages.3.blocks.1"],
+    "swin_tiny_patch4_window7_224": ["layers.2.blocks.5", "layers.3.blocks.0", "layers.3.blocks.1"],
+    "inception_v3": ["Mixed_6e", "Mixed_7a", "Mixed_7b"],
+    "vit_small_patch16_224": ["blocks.8", "blocks.9", "blocks.10"],  # one stride: before the final block
+    "vgg11": ["features.11", "features.16", "features.21"],  # no blocks: timm's stages
+}
+
+
+@pytest.mark.parametrize("model", LATE)
+def test_the_default_taps_are_late_blocks_at_the_same_depth_in_every_family(model):
+    size = 112 if "patch" in model else 96
+    backbone = made(model, size)
+    assert backbone.tap_names == LATE[model]
+    maps = backbone(images(size, 1))
+    if model.startswith(("resnet10", "vit", "vgg")):
+        return
+    assert backbone.tap_strides == [16, 32, 32]
+    sides = [round(size / stride) for stride in backbone.tap_strides]
+    for tap, channels, side in zip(maps.taps, backbone.tap_channels, sides, strict=True):
+        assert tap.shape[1] == channels
+        assert abs(tap.shape[2] - side) <= 2  # Inception does not pad
+
+
+def test_every_backbone_of_the_configuration_has_its_taps_asserted():
+    folder = Path(__file__).parents[2] / "conf" / "backbone"
+    models = {
+        line.split(": ")[1]
+        for file in folder.glob("[!_]*.yaml")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.startswith("model: ")
+    }
+    assert models <= set(LATE)
+
+
+def test_the_other_choices_hold_the_last_stage_and_the_final_map():
+    def taps(model, choice, size=64):
+        return made(model, size, taps=choice).tap_names
+
+    assert taps("resnet18", "stages") == ["layer2.1", "layer3.1", "layer4.1"]
+    assert taps("resnet18", "late_and_final") == ["layer3.1", "layer4.0", "final"]
+    assert taps("mobilenetv2_100", "late_and_final") == ["blocks.4.2", "blocks.5.2", "blocks.6.0", "final"]
+    assert taps("mobilenetv2_100", "stages_and_final") == ["blocks.2.2", "blocks.4.2", "blocks.6.0", "final"]
+    assert taps("vit_tiny_patch16_224", "stages", 48) == ["blocks.9", "blocks.10", "blocks.11"]
+    backbone = made("resnet18", 64, taps=["layer2", "final"])
+    maps = backbone(images(64))
+    assert maps.taps[1] is maps.final
+    assert (backbone.tap_channels, backbone.tap_strides) == ([128, 512], [8, 32])
 
 
 def test_a_tap_by_index_from_the_end_or_by_name_is_the_same_and_any_module_can_be_one():
@@ -85,6 +142,7 @@ def test_a_tap_by_index_from_the_end_or_by_name_is_the_same_and_any_module_can_b
         ("resnet18", {"taps": [7]}, "no stage 7.*0: act1, 1: layer1"),
         ("resnet18", {"taps": ["layer9"]}, "no module 'layer9'.*act1, layer1, layer2, layer3, layer4"),
         ("resnet18", {"taps": ["fc"]}, "'fc'"),
+        ("resnet18", {"taps": "early"}, "taps=early.*late, late_and_final, stages"),
         ("resnet1", {}, "no such network.*resnet18"),
         ("resnet18", {"image_size": 0}, "image_size=0"),
         ("resnet18", {"options": {"colour": 1}}, "colour"),

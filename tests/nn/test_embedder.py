@@ -14,11 +14,25 @@ from unseen.nn.fusion import AttentionFusion, LastMap, tanh_score
 def made(fusion=LastMap, **changes):
     torch.manual_seed(0)
     backbone = Backbone(
-        "resnet10t", image_size=32, taps=None, weights="none", mean=None, std=None, options=None
+        "resnet10t", image_size=32, taps="late", weights="none", mean=None, std=None, options=None
     )
     return Embedder(
-        backbone, fusion, **({"size": 7, "normalize": True, "frozen_batch_norm": False} | changes)
+        backbone,
+        fusion,
+        **({"size": 7, "normalize": True, "layer_norm": False, "frozen_batch_norm": False} | changes),
     )
+
+
+def test_layer_norm_gives_each_embedding_mean_zero_and_variance_one_before_it_is_normalised():
+    embedder, given = made(layer_norm=True, normalize=False).eval(), images()
+    embedded = embedder(given)
+    plain = embedder.projection(embedded.fused.features)
+    centred = plain - plain.mean(1, keepdim=True)
+    torch.testing.assert_close(
+        embedded.embedding, centred / (plain.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    )
+    embedder.normalize = True
+    torch.testing.assert_close(embedder(given).embedding, nn.functional.normalize(embedded.embedding))
 
 
 def images():

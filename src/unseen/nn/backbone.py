@@ -12,9 +12,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from unseen.nn.taps import CHOICES, FINAL, Block, block_names, module_name, stages
 from unseen.nn.weights import load_weights
-
-DEFAULT_TAPS = 3
 
 
 class FeatureMaps(NamedTuple):
@@ -37,8 +36,10 @@ class Backbone(nn.Module):
     Args:
         model: timm's name of the network.
         image_size: side of the square images, pixels.
-        taps: positions in timm's `feature_info` (negative ones count from its end) or names of modules;
-            None taps the last three stages before the final map.
+        taps: `late` (the last block at stride 16 and the two at stride 32 that precede the final map, or what
+            comes nearest to it), `stages` (the last block at each of the last three strides),
+            `late_and_final` or `stages_and_final` (with the final map itself); or a list of positions in
+            timm's `feature_info` (negative ones count from its end), names of modules, and `final`.
         weights: `none`, `timm` (pretrained, downloaded) or the path of a `.safetensors` or `.pth` file.
         mean: of each channel, for images in [0, 1]; None takes the network's own.
         std: likewise.
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
         model: str,
         *,
         image_size: int,
-        taps: Sequence[int | str] | None,
+        taps: str | Sequence[int | str],
         weights: str,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
@@ -74,28 +75,41 @@ class Backbone(nn.Module):
         own = resolve_model_data_config(self.network)
         for name, values in (("mean", mean or own["mean"]), ("std", std or own["std"])):
             self.register_buffer(name, torch.tensor(list(values)).view(1, 3, 1, 1), persistent=False)
-        strides = {stage["module"]: int(stage["reduction"]) for stage in _stages(self.network)}
-        stages = list(strides)
-        named = None if taps is None else [_module_name(self.network, stages, tap) for tap in taps]
         self._caught: dict[str, Tensor] = {}
-        final, shapes = self._look(stages if named is None else named, image_size)
-        if named is None:
-            # The last stage often is the final map itself, or that map before its norm.
-            before = stages[:-1] if stages and shapes[stages[-1]] == final else stages
-            named = before[-DEFAULT_TAPS:]
-        self.tap_names = named
-        self.tap_channels = [shapes[name][0] for name in named]
-        self.tap_strides = [strides.get(name, round(image_size / shapes[name][1])) for name in named]
+        final, shapes = self._look([*block_names(self.network), *self._named(taps)], image_size)
+        strides = _strides(self.network, shapes, image_size)
+        if isinstance(taps, str):
+            self.tap_names = CHOICES[taps](_blocks(self.network, shapes, strides, final))
+        else:
+            self.tap_names = self._named(taps)
+            self._check_given(shapes)
+        shapes[FINAL], strides[FINAL] = final, round(image_size / final[1])
+        self.tap_channels = [shapes[name][0] for name in self.tap_names]
+        self.tap_strides = [strides[name] for name in self.tap_names]
         self.final_channels = final[0]
-        self._listen(named)
+        self._listen(name for name in self.tap_names if name != FINAL)
 
     def forward(self, images: Tensor) -> FeatureMaps:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → feature maps."""
         if not images.is_floating_point():
             images = images.to(self.mean.dtype) / 255
         final = self.network.forward_features((images - self.mean) / self.std)
-        taps = [_as_map(self.network, self._caught.pop(name)) for name in self.tap_names]
-        return FeatureMaps(taps, _as_map(self.network, final))
+        maps = {name: _as_map(self.network, output) for name, output in self._caught.items()}
+        self._caught.clear()
+        maps[FINAL] = _as_map(self.network, final)
+        return FeatureMaps([maps[name] for name in self.tap_names], maps[FINAL])
+
+    def _named(self, taps: str | Sequence[int | str]) -> list[str]:
+        if isinstance(taps, str):
+            if taps not in CHOICES:
+                raise ValueError(f"taps={taps}: choices are {', '.join(CHOICES)}, or a list of modules.")
+            return []
+        return [module_name(self.network, tap) for tap in taps]
+
+    def _check_given(self, shapes: Mapping[str, torch.Size]) -> None:
+        missing = [name for name in self.tap_names if name not in shapes and name != FINAL]
+        if missing:
+            raise ValueError(f"taps: module '{missing[0]}' gives no feature map on the way to the final map.")
 
     def _listen(self, names: Iterable[str]) -> list[Any]:
         return [
@@ -112,7 +126,7 @@ class Backbone(nn.Module):
 
         timm's `feature_info` has channels and strides of its stages only; a tap may be any module.
         """
-        handles = self._listen(names)
+        handles = self._listen(name for name in dict.fromkeys(names) if name != FINAL)
         self.network.eval()
         try:
             final = _as_map(self.network, self.network.forward_features(torch.zeros(1, 3, size, size)))
@@ -121,12 +135,11 @@ class Backbone(nn.Module):
         self.network.train()
         for handle in handles:
             handle.remove()
-        missing = [name for name in names if not isinstance(self._caught.get(name), Tensor)]
-        if missing:
-            raise ValueError(f"taps: module '{missing[0]}' gives no feature map on the way to the final map.")
-        shapes = {name: _as_map(self.network, output).shape[1:] for name, output in self._caught.items()}
+        maps = {name: output for name, output in self._caught.items() if _is_map(output)}
         self._caught.clear()
-        return final.shape[1:], shapes
+        return final.shape[1:], {
+            name: _as_map(self.network, output).shape[1:] for name, output in maps.items()
+        }
 
 
 def _create(model: str, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -147,24 +160,45 @@ def _create(model: str, image_size: int, options: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _stages(network: nn.Module) -> list[dict[str, Any]]:
-    """timm's `feature_info`: a list for some families, an object that holds one for others."""
-    info = getattr(network, "feature_info", [])
-    return list(getattr(info, "info", info))
+def _strides(network: nn.Module, shapes: Mapping[str, torch.Size], image_size: int) -> dict[str, int]:
+    """Pixels for one position of each map: timm's, of the stage that a module is part of or leads to.
+
+    Shapes alone would not do: at small sizes maps of different strides have the same one.
+    """
+    position = {name: index for index, (name, _) in enumerate(network.named_modules())}
+    ends = []
+    for stage in stages(network):
+        inside = [index for name, index in position.items() if f"{name}.".startswith(f"{stage['module']}.")]
+        ends.append((max(inside, default=-1), int(stage["reduction"])))
+    measured = {name: round(image_size / shape[1]) for name, shape in shapes.items()}
+    return {
+        name: next((stride for end, stride in ends if position[name] <= end), measured[name])
+        for name in shapes
+    }
 
 
-def _module_name(network: nn.Module, stages: Sequence[str], tap: int | str) -> str:
-    if isinstance(tap, int):
-        if not -len(stages) <= tap < len(stages):
-            named = ", ".join(f"{index}: {name}" for index, name in enumerate(stages))
-            raise ValueError(f"taps: there is no stage {tap}. Stages of this backbone: {named}.")
-        return stages[tap]
-    modules = [name for name, _ in network.named_modules() if name]
-    if tap not in modules:
-        close = difflib.get_close_matches(tap, modules, n=3)
-        hint = f" Close to it: {', '.join(close)}." if close else ""
-        raise ValueError(f"taps: this backbone has no module '{tap}'. Its stages: {', '.join(stages)}.{hint}")
-    return tap
+def _blocks(
+    network: nn.Module, shapes: Mapping[str, torch.Size], strides: Mapping[str, int], final: torch.Size
+) -> list[Block]:
+    """The blocks that lie on the way to the final map.
+
+    Raises:
+        ValueError: none is found.
+    """
+    names = [name for name in shapes if name in set(block_names(network))]
+    if not names:
+        raise ValueError(
+            "taps: no blocks are known of this network. Give a list of modules: backbone.taps=[…]."
+        )
+    last = max(strides[name] for name in names)
+    return [
+        Block(name, min(strides[name], last), is_final=name == names[-1] and shapes[name] == final)
+        for name in names
+    ]
+
+
+def _is_map(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim in (3, 4)
 
 
 def _as_map(network: nn.Module, features: Tensor) -> Tensor:

@@ -27,13 +27,15 @@ class Embedded(NamedTuple):
 
 
 class Embedder(nn.Module):
-    """`e = W f + b`, then `e / ‖e‖`.
+    """`e = W f + b`, then `e / ‖e‖`; between them, if asked for, a layer norm.
 
     Args:
         backbone: images → feature maps.
         fusion: called with `tap_channels` and `final_channels`; feature maps → fused features.
         size: of the embedding, d.
         normalize: divide embeddings by their length.
+        layer_norm: bring each embedding to mean 0 and variance 1 over its dimensions, without parameters
+            (Zhai & Wu 2019, section 3.3).
         frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
 
     Raises:
@@ -47,6 +49,7 @@ class Embedder(nn.Module):
         *,
         size: int,
         normalize: bool,
+        layer_norm: bool,
         frozen_batch_norm: bool,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class Embedder(nn.Module):
         features: int = self.fusion.out_features  # type: ignore[assignment]
         self.projection = nn.Linear(features, size)
         self.normalize = normalize
+        self.layer_norm = layer_norm
         self.frozen_batch_norm = frozen_batch_norm
         self._backbone_is_frozen = False
         self.train(self.training)
@@ -66,6 +70,8 @@ class Embedder(nn.Module):
         maps = self.backbone(images)
         fused = self.fusion(maps)
         embedding = self.projection(fused.features)
+        if self.layer_norm:
+            embedding = functional.layer_norm(embedding.float(), embedding.shape[1:])
         if self.normalize:
             embedding = functional.normalize(embedding.float(), dim=1)
         return Embedded(embedding, fused, maps)
