@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         tap_channels: `C_l` of each tap.
         tap_strides: pixels of the image for one position of the map, of each tap.
         final_channels: `C`.
+        image_size: pixels, as given.
 
     Raises:
         ValueError: unknown network, option or tap, an impossible size, or weights that do not fit.
@@ -70,13 +71,15 @@ class Backbone(nn.Module):
         options: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
+        self.image_size = image_size
         self.network: Any = _create(model, image_size, dict(options or {}))
         load_weights(self.network, weights)
         own = resolve_model_data_config(self.network)
         for name, values in (("mean", mean or own["mean"]), ("std", std or own["std"])):
             self.register_buffer(name, torch.tensor(list(values)).view(1, 3, 1, 1), persistent=False)
         self._caught: dict[str, Tensor] = {}
-        final, shapes = self._look([*block_names(self.network), *self._named(taps)], image_size)
+        ends = [str(stage["module"]) for stage in stages(self.network)]
+        final, shapes = self._look([*block_names(self.network), *ends, *self._named(taps)], image_size)
         strides = _strides(self.network, shapes, image_size)
         if isinstance(taps, str):
             self.tap_names = CHOICES[taps](_blocks(self.network, shapes, strides, final))
@@ -185,7 +188,9 @@ def _blocks(
     Raises:
         ValueError: none is found.
     """
-    names = [name for name in shapes if name in set(block_names(network))]
+    known, ends = set(block_names(network)), {str(stage["module"]) for stage in stages(network)}
+    # A network without blocks (VGG) has timm's stages.
+    names = [name for name in shapes if name in known] or [name for name in shapes if name in ends]
     if not names:
         raise ValueError(
             "taps: no blocks are known of this network. Give a list of modules: backbone.taps=[…]."

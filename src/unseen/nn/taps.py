@@ -76,12 +76,8 @@ CHOICES: dict[str, Callable[[Sequence[Block]], list[str]]] = {
 
 
 def block_names(network: nn.Module) -> list[str]:
-    """Modules that are whole blocks (residual, inverted, Inception, transformer …), not parts of one.
-
-    Of a network without such blocks (VGG), timm's stages.
-    """
-    found = [name for name, _ in _blocks(network, "", is_container=True)]
-    return found or [str(stage["module"]) for stage in stages(network)]
+    """Modules that are whole blocks (residual, inverted, Inception, transformer …), not parts of one."""
+    return [name for name, _ in _blocks(network, "", is_container=True)]
 
 
 def _blocks(module: nn.Module, path: str, is_container: bool) -> Iterator[tuple[str, nn.Module]]:

@@ -2,97 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
-import unseen
 from unseen.files import replacing
+from unseen.tracking.environment import Environment, PeakMemory
 
-SCHEMA = 1
-"""Raised when a field changes its meaning or goes away; a new field alone does not raise it."""
+SCHEMA = 2
+"""Raised when a field changes its meaning or goes away; a new field alone does not raise it.
 
-PACKAGES = (
-    "unseen-dml",
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "pytorch-metric-learning",
-    "torchmetrics",
-    "hydra-core",
-    "numpy",
-    "scikit-learn",
-    "pillow",
-)
+2: the gap is a mean over draws of galleries.
+"""
 
+INCIDENTAL = (
+    "run_folder", "resume_from", "choices", "overrides", "logger", "callbacks", "pictures", "check",
+    "check_from", "metrics", "evaluation", "backbone.weights",
+    "trainer.accelerator", "trainer.devices", "trainer.default_root_dir", "trainer.enable_progress_bar",
+    "trainer.enable_model_summary", "trainer.log_every_n_steps",
+    "data.root", "data.path", "data.source", "data.download", "data.workers", "data.cache", "data.cache_dir",
+    "data.evaluation_batch_size",
+)  # fmt: skip
+"""Keys of the config that change where a run goes or what is measured of it, and not what it trains.
 
-@dataclass(frozen=True)
-class Environment:
-    """Where a run took place.
-
-    Args:
-        versions: package → version, Python included.
-        commit: of the checkout that the package lies in, with `-dirty` when files differ from it; none for an
-            installed package, or without git.
-        system: operating system and architecture.
-        processor: name of the CPU.
-        cores: logical cores that the process may use.
-        memory_bytes: main memory of the machine.
-        accelerators: name of each GPU.
-    """
-
-    versions: dict[str, str]
-    commit: str | None
-    system: str
-    processor: str
-    cores: int
-    memory_bytes: int
-    accelerators: list[str]
-
-    @staticmethod
-    def here() -> Environment:
-        """Of this process."""
-        return Environment(
-            versions=_versions(),
-            commit=_commit(Path(unseen.__file__).resolve().parents[2]),
-            system=platform.platform(),
-            processor=_processor(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            memory_bytes=psutil.virtual_memory().total,
-            accelerators=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        )
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """The most memory the process has held so far.
-
-    Args:
-        host_bytes: resident, of the main process alone: loader workers are not in it.
-        accelerator_bytes: allocated on the GPU that held most; none without one.
-    """
-
-    host_bytes: int
-    accelerator_bytes: int | None
-
-    @staticmethod
-    def here() -> PeakMemory:
-        """Of this process."""
-        gpus = range(torch.cuda.device_count())
-        return PeakMemory(_peak_resident(), max(map(torch.cuda.max_memory_allocated, gpus), default=None))
+Files are not in it by their paths: the split's fingerprint and the hash of the weights stand for them.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,13 +44,28 @@ class RunRecord:
         config: resolved, as plain data.
         split: fingerprint of the split (hex).
         manifest: content hash of the manifest (hex).
-        metrics: split → metric → value; NaN where a metric is not defined.
-        seconds: stage → duration.
+        metrics: split → metric → value; NaN where a metric is not defined. Empty for a run that failed.
+        seconds: stage → duration; `train_total` counts what earlier runs spent that this one resumed.
         images_per_second: in training; NaN when it was not measured.
+        overrides: as typed.
+        job_key: see `job_key`.
+        status: `success`, `failed` or `interrupted`.
+        error: of a run that failed, type and message.
+        spread: split → metric → standard deviation over draws of matched galleries.
+        intervals: split → metric → (low, high), 95 % over test classes.
+        chosen_epoch: whose weights were measured, counted from 1.
+        adversary_strength: λ at the end of training; none without an adversary.
+        steps: optimiser steps at the end of training.
+        parameters: number of trained parameters of the embedder.
+        weights: SHA-256 (hex) of the file of initial weights; none without a file.
+        resumed_from: the checkpoint that the run went on from.
+        per_class: metric → class name → value on the unseen classes.
         peak_memory: at the end of the run.
         environment: where it took place.
         finished: end of the run, ISO 8601 in UTC.
         schema: version of this form.
+
+    Values of single queries are in `queries.npz` beside the record (see `save_queries`).
     """
 
     choices: dict[str, str]
@@ -121,7 +75,20 @@ class RunRecord:
     manifest: str
     metrics: dict[str, dict[str, float]]
     seconds: dict[str, float]
-    images_per_second: float
+    images_per_second: float = math.nan
+    overrides: list[str] = field(default_factory=list)
+    job_key: str = ""
+    status: str = "success"
+    error: str | None = None
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    chosen_epoch: int | None = None
+    adversary_strength: float | None = None
+    steps: int | None = None
+    parameters: int | None = None
+    weights: str | None = None
+    resumed_from: str | None = None
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_memory: PeakMemory = field(default_factory=PeakMemory.here)
     environment: Environment = field(default_factory=Environment.here)
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -141,8 +108,10 @@ class RunRecord:
     def load(path: Path) -> RunRecord:
         """Read what `save` wrote; a metric that is null becomes NaN.
 
+        Minor fields may be missing (an older version wrote it) or unknown (a newer one did).
+
         Raises:
-            ValueError: the file is not a record, or one of a later schema.
+            ValueError: the file is not a record, or one of another schema.
         """
         path = Path(path)
         try:
@@ -157,19 +126,75 @@ class RunRecord:
             )
         try:
             return _from_json(content)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a whole record: {error!r}.") from error
 
 
-def _from_json(content: dict[str, Any]) -> RunRecord:
-    known = {name: content[name] for name in RunRecord.__dataclass_fields__}
-    known["metrics"] = {
-        split: {name: _number(value) for name, value in metrics.items()}
-        for split, metrics in content["metrics"].items()
+def job_key(config: Mapping[str, Any], split: str, weights: str | None, version: str) -> str:
+    """Names what a run trains: equal keys, equal runs (but for the machine).
+
+    Args:
+        config: resolved, as plain data; what `INCIDENTAL` names does not count.
+        split: fingerprint of the split.
+        weights: hash of the file of initial weights.
+        version: of the package.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256.
+    """
+    parts = [essential(config), split, weights or config.get("backbone", {}).get("weights"), version]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def essential(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of everything that changes what is trained."""
+    return {
+        key: value
+        for key, value in flattened(config)
+        if not any(f"{key}.".startswith(f"{skipped}.") for skipped in INCIDENTAL)
     }
-    known["images_per_second"] = _number(content["images_per_second"])
-    known["peak_memory"] = PeakMemory(**content["peak_memory"])
-    known["environment"] = Environment(**content["environment"])
+
+
+def flattened(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf."""
+    for name, value in config.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, key)
+        else:
+            yield key, value
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_json(content: dict[str, Any]) -> RunRecord:
+    required = {
+        entry.name
+        for entry in fields(RunRecord)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    missing = sorted(required - content.keys())
+    if missing:
+        raise KeyError(missing[0])
+    known = {entry.name: content[entry.name] for entry in fields(RunRecord) if entry.name in content}
+    for name in ("metrics", "spread", "per_class"):
+        known[name] = {
+            split: {metric: _number(value) for metric, value in values.items()}
+            for split, values in known.get(name, {}).items()
+        }
+    known["intervals"] = {
+        split: {metric: (_number(low), _number(high)) for metric, (low, high) in values.items()}
+        for split, values in known.get("intervals", {}).items()
+    }
+    known["images_per_second"] = _number(known.get("images_per_second"))
+    for name, kind in (("peak_memory", PeakMemory), ("environment", Environment)):
+        if name in known:
+            wanted = [entry.name for entry in fields(kind)]
+            known[name] = kind(**{key: known[name].get(key) for key in wanted})
     return RunRecord(**known)
 
 
@@ -188,40 +213,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+def save_queries(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write the values of single queries as a compressed NumPy archive, atomically.
 
+    Args:
+        path: ends in `.npz`.
+        columns: name → `(N,)` values: `ids` (rows of the manifest), `labels`, and a column for each metric.
+    """
+    import numpy as np
 
-def _commit(checkout: Path) -> str | None:
-    # Only a repository of our own: an installed package may lie inside someone else's.
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def _peak_resident() -> int:
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{name: np.asarray(values) for name, values in columns.items()})

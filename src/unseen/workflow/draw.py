@@ -1,4 +1,4 @@
-"""The pictures of a run: chooses what to show, fetches it, and leaves the drawing to `experiments`."""
+"""The pictures of a run: chooses what to show, fetches it, and leaves the drawing to `pictures`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from unseen import pictures
 from unseen.data.module import DataModule
 from unseen.evaluation.measure import Measurement
+from unseen.nn.embedder import Embedder
 from unseen.tracking.table import metric_title
-from unseen.training.learner import MetricLearner
 
 NEIGHBOURS = 8
 ATTENTION_ROWS = 6
 
 
 def draw(
-    folder: Path, learner: MetricLearner, data: DataModule, measured: Measurement, seed: int
+    folder: Path, embedder: Embedder, data: DataModule, measured: Measurement, seed: int
 ) -> dict[str, Path]:
     """Draw every picture that the run has material for.
 
     Args:
         folder: gets one PNG for each.
-        learner: trained.
+        embedder: trained.
         data: gives images and class names.
         measured: the result on unseen classes.
         seed: of the embedding map.
@@ -36,7 +36,7 @@ def draw(
     drawn = {
         "neighbours": _neighbours(folder / "neighbours.png", data, measured),
         "classes": _classes(folder / "classes.png", data, measured),
-        "attention": _attention(folder / "attention.png", learner, data, measured),
+        "attention": _attention(folder / "attention.png", embedder, data, measured),
     }
     if len(measured.queries) >= 3:
         drawn["embedding_map"] = _embedding_map(folder / "embedding_map.png", data, measured, seed)
@@ -86,16 +86,17 @@ def _embedding_map(path: Path, data: DataModule, measured: Measurement, seed: in
 
 
 @torch.inference_mode()
-def _attention(path: Path, learner: MetricLearner, data: DataModule, measured: Measurement) -> Path | None:
+def _attention(path: Path, embedder: Embedder, data: DataModule, measured: Measurement) -> Path | None:
     rows = _chosen(measured, ATTENTION_ROWS)
     images = [data.image(int(measured.queries.ids[row])) for row in rows]
-    batch = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()).to(learner.device)
-    attention = learner.eval()(batch).fused.attention
+    device = next(embedder.parameters()).device
+    batch = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()).to(device)
+    attention = embedder.eval()(batch).fused.attention
     if not attention:
         return None
     names = [_name(data, measured.queries.labels[row]) for row in rows]
     maps = [tap.float().cpu().numpy() for tap in attention]
-    return pictures.attention_overlays(path, images, names, maps, learner.embedder.backbone.tap_names)
+    return pictures.attention_overlays(path, images, names, maps, embedder.backbone.tap_names)
 
 
 def _name(data: DataModule, label: torch.Tensor) -> str:

@@ -1,13 +1,11 @@
-"""One run, from a config to its record: build and check everything, train, measure, write, draw."""
+"""One run, from built parts to its record: train, measure, write, draw."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
+import dataclasses
 import logging
+import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,47 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from unseen.data.cache import sources
-from unseen.data.inspect.preflight import watched_preflight
 from unseen.data.module import DataModule
-from unseen.evaluation.measure import Evaluate, Measurement, measure
-from unseen.nn.embedder import Embedder
+from unseen.evaluation.measure import Evaluate, Measurement, Scores, measure, measure_untrained
+from unseen.evaluation.probe import measure_probe
+from unseen.evaluation.untrained import worse_than_untrained
 from unseen.pictures import training_curves
-from unseen.retrieval import evaluate
 from unseen.tracking.dashboards import finish, log_pictures, log_results
-from unseen.tracking.record import RunRecord
+from unseen.tracking.environment import Environment, PeakMemory
+from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
 from unseen.training.allocator import keep_freed_memory
-from unseen.training.checkpoints import Checkpoints, check_resumable
+from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
 from unseen.training.throughput import Throughput
 from unseen.workflow.draw import draw
 
 log = logging.getLogger(__name__)
-# Lightning introduces itself at length; what matters is in the progress bar and the table.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-# The run's folder already holds the config; the CSV logger fears for old logs in it.
-warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
 
-MONITOR = "validation/map_at_r"
-LOADING_KEYS = (
-    "workers",
-    "evaluation_batch_size",
-    "exclude",
-    "on_error",
-    "crop_to_box",
-    "cache",
-    "cache_size",
-    "cache_dir",
-)
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a run is measured.
+
+    Args:
+        seed: of every draw: the protocol's, so that runs of other seeds are measured alike.
+        draws: of matched galleries.
+        resamples: of test classes, for intervals.
+        probe_classes: of the linear probe; 0 for none.
+        probe_images: of each class.
+    """
+
+    seed: int
+    draws: int
+    resamples: int
+    probe_classes: int
+    probe_images: int
 
 
 @dataclass
@@ -64,219 +60,202 @@ class Run:
 
     Args:
         config: resolved, as plain data.
-        choices: Hydra group → choice.
+        choices: group → choice.
+        overrides: as typed.
         folder: where the run writes.
         data: images and their split.
         learner: embedder, loss and adversary.
         trainer: with its callbacks and loggers.
         evaluate: embeddings and labels → retrieval result.
+        evaluation: how it is measured.
+        seed: of initialisation, order, augmentation and pictures.
+        job_key: names what is trained.
+        weights: hash of the file of initial weights; none without a file.
+        resume_from: a checkpoint to go on from.
+        draws_pictures: whether pictures are drawn at the end.
         seconds: stage → duration, filled while the run goes on.
+        pictures: name → file, filled at the end.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
+    overrides: list[str]
     folder: Path
     data: DataModule
     learner: MetricLearner
     trainer: Trainer
     evaluate: Evaluate
+    evaluation: EvaluationSettings
+    seed: int
+    job_key: str
+    weights: str | None
+    resume_from: Path | None
+    draws_pictures: bool
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        """Of initialisation, order, augmentation and pictures."""
-        return int(self.config["seed"])
+    pictures: dict[str, Path] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Note how long a stage takes."""
         start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(time.perf_counter() - start, 3)
 
-
-def build(config: DictConfig) -> Run:
-    """Instantiate every part in the order in which data meets them; each refuses what cannot work.
-
-    Raises:
-        hydra.errors.InstantiationException: a constructor refused; its cause says why, in words.
-        ValueError: parts do not fit each other.
-        OSError: a file or folder is missing.
-    """
-    seed_everything(config.seed, workers=True, verbose=False)
-    folder = Path(config.run_folder)
-    evaluation = functools.partial(evaluate, **_plain(config.metrics))
-    learner, data = _build_learner(config, evaluation)
-    if config.resume_from is not None:
-        check_resumable(learner, Path(config.resume_from))
-    _look_before(config, data, folder)
-    return Run(
-        config=_plain(config),
-        choices={group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items()},
-        folder=folder,
-        data=data,
-        learner=learner,
-        trainer=_build_trainer(config, data, folder),
-        evaluate=evaluation,
-    )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
-    """Before a long run, refuse images that cannot be read and tests that leak; once a data set.
-
-    Raises:
-        ValueError: the data must not be trained on.
-    """
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if not is_first or not _is_long(config, len(data.split.train)):  # of several processes one looks for all
-        return
-    passed = Path(config.data.cache_dir).expanduser() / "checked" / _checked_key(config, data)
-    if (passed / "report.json").is_file():
-        return
-    report = watched_preflight(
-        data.manifest,
-        config.check,
-        Console(stderr=True),
-        crop_to_box=config.data.crop_to_box,
-        excluded=data.excluded,
-        sides=data.split.sides,
-    )
-    report.write(folder / "check")
-    if report.errors:
-        raise ValueError(f"{report.errors[0]} The report is in {folder / 'check'}.")
-    report.write(passed)
-
-
-def _is_long(config: DictConfig, images: int) -> bool:
-    if config.check_from is None:
-        return False
-    epochs = config.trainer.max_epochs
-    endless = epochs is None or epochs < 0
-    return endless or images * max(1, epochs) >= config.check_from
-
-
-def _checked_key(config: DictConfig, data: DataModule) -> str:
-    """Names what was looked at, where, by which rules: the look at anything else says nothing about it."""
-    rules = {**_plain(config.check), "crop_to_box": config.data.crop_to_box}
-    parts = (
-        *(str(data.manifest.root.resolve()), data.split.fingerprint, sources(data.manifest)),
-        json.dumps(rules, sort_keys=True),
-    )
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _build_learner(config: DictConfig, evaluation: Evaluate) -> tuple[MetricLearner, DataModule]:
-    # Cheap parts first: a wrong loss should not wait for images to be listed.
-    loss, adversary = instantiate(config.loss), instantiate(config.adversary)
-    optimization = instantiate(config.optimizer)
-    embedder = Embedder(instantiate(config.backbone), instantiate(config.fusion), **config.embedding)
-    data = DataModule(
-        instantiate(config.data.source),
-        instantiate(config.protocol),
-        instantiate(config.sampler),
-        instantiate(config.transforms),
-        seed=config.seed,
-        **{key: config.data[key] for key in LOADING_KEYS},
-    )
-    learner = MetricLearner(
-        embedder,
-        loss(num_classes=data.num_classes, embedding_size=config.embedding.size),
-        _build_adversary(adversary, embedder, config.embedding.size, data.num_classes),
-        optimization,
-        evaluation,
-        channels_last=config.channels_last,
-    )
-    return learner, data
-
-
-def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_classes: int) -> Any:
-    if make is None:
-        return None
-    sizes = {"fused": embedder.fusion.out_features, "embedding": embedding_size}
-    return make(in_features=sizes[make.keywords["sees"]], num_classes=num_classes)
-
-
-def _build_trainer(config: DictConfig, data: DataModule, folder: Path) -> Trainer:
-    validates = len(data.split.validation) > 0
-    checkpoint = Checkpoints(
-        dirpath=folder / "checkpoints",
-        filename="{epoch:03d}",
-        monitor=MONITOR if validates else None,
-        mode="max",
-        save_last=True,
-        save_on_exception=True,
-        auto_insert_metric_name=False,
-    )
-    callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
-    loggers = list(instantiate(config.logger).values())
-    limits = {} if validates else {"limit_val_batches": 0}
-    return instantiate(
-        config.trainer, callbacks=[*callbacks, checkpoint], logger=loggers, _convert_="all", **limits
-    )
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The callback that keeps weights; a user's callbacks may hold others."""
+        return next(one for one in self.trainer.checkpoint_callbacks if isinstance(one, Checkpoints))
 
 
 def execute(run: Run) -> RunRecord | None:
     """Train, measure the test classes once, write the record, draw; loggers are closed whatever happens.
+
+    A run that fails leaves a record too, with its error.
 
     Returns:
         The record; none in the helping processes of a distributed run, which are done when training is.
     """
     status = "failed"
     try:
-        run.data.manifest.save(run.folder / "manifest.csv")
-        for logger in run.trainer.loggers:
-            logger.log_hyperparams({**run.config, "choices": run.choices})
-        if run.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-        with run.timed("train"):
-            run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.config["resume_from"])
-        if not run.trainer.is_global_zero:
-            status = "success"
-            return None
-        _restore_chosen(run)
-        # Lightning leaves the learner on the CPU.
-        run.learner.to(run.trainer.strategy.root_device)
-        with run.timed("measure"):
-            measured = measure(run.learner.embedder, run.data, run.evaluate, run.seed)
-        record = _record(run, measured)
-        record.save(run.folder / "record.json")
-        _show(run, record, measured)
+        record = _execute(run)
         status = "success"
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        _record_failure(run, error, status)
+        raise
     finally:
         finish(run.trainer.loggers, status)
     return record
 
 
-def _restore_chosen(run: Run) -> None:
-    """The weights of the epoch that the validation classes chose; without them, the last."""
-    checkpoint = next(  # a user's callbacks may hold checkpoints of their own
-        callback for callback in run.trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)
-    )
-    if checkpoint.monitor and checkpoint.best_model_path:
-        state = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        run.learner.load_state_dict(state)
-        log.info("Measuring the weights of %s.", checkpoint.best_model_path)
+def _execute(run: Run) -> RunRecord | None:
+    run.data.manifest.save(run.folder / "manifest.csv")
+    for logger in run.trainer.loggers:
+        logger.log_hyperparams({**run.config, "choices": run.choices})
+    device = run.trainer.strategy.root_device
+    if device.type == "cpu":
+        keep_freed_memory()
+    untrained = _measure_untrained(run) if rank_zero_only.rank == 0 else None  # type: ignore[attr-defined]
+    with run.timed("train"):
+        run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.resume_from)
+    if not run.trainer.is_global_zero or untrained is None:
+        return None
+    chosen_epoch = _restore_chosen(run)
+    run.learner.to(device)  # Lightning leaves the learner on the CPU
+    with run.timed("measure"):
+        measured = measure(run.learner.embedder, run.data, run.evaluate, **_how(run))
+    record = _record(run, measured, untrained, chosen_epoch)
+    _save(run, record, measured)
+    record = _probed(run, record)
+    _show(run, record, measured)
+    return record
 
 
-def _record(run: Run, measured: Measurement) -> RunRecord:
+def _how(run: Run) -> dict[str, int]:
+    how = run.evaluation
+    return {"seed": how.seed, "draws": how.draws, "resamples": how.resamples}
+
+
+def _measure_untrained(run: Run) -> Scores:
+    run.learner.to(run.trainer.strategy.root_device)
+    with run.timed("measure_untrained"):
+        return measure_untrained(run.learner.embedder.backbone, run.data, run.evaluate, **_how(run))
+
+
+def _restore_chosen(run: Run) -> int:
+    """Load the weights of the epoch that the validation classes chose; without them, the last stay.
+
+    Returns:
+        The number of epochs that the weights were trained.
+    """
+    best = run.checkpoints.best_model_path if run.checkpoints.monitor else ""
+    if not best:
+        return int(run.trainer.current_epoch)
+    checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+    run.learner.load_state_dict(checkpoint["state_dict"])
+    log.info("Measuring the weights of %s.", best)
+    return int(checkpoint["epoch"]) + 1
+
+
+def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: int) -> RunRecord:
     callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
+    adversary = run.learner.adversary
+    names = run.data.manifest.class_names
+    classes = [names[int(label)] for label in measured.unseen.classes]
+    return dataclasses.replace(
+        _bare_record(run),
+        metrics={**measured.metrics, **untrained.metrics},
+        spread={**measured.spread, **untrained.spread},
+        intervals={**measured.intervals, **untrained.intervals},
+        images_per_second=throughput.images_per_second,
+        chosen_epoch=chosen_epoch,
+        adversary_strength=None if adversary is None else adversary.strength_at(run.learner.progress),
+        per_class={
+            metric: dict(zip(classes, values.tolist(), strict=True))
+            for metric, values in measured.unseen.per_class.items()
+        },
+    )
+
+
+def _bare_record(run: Run) -> RunRecord:
+    """What is known of a run without its results."""
+    gpus = range(torch.cuda.device_count())
     return RunRecord(
         choices=run.choices,
         seed=run.seed,
         config=run.config,
         split=run.data.split.fingerprint,
         manifest=run.data.manifest.content_hash,
-        metrics=measured.metrics,
-        seconds=dict(run.seconds),
-        images_per_second=throughput.images_per_second,
+        metrics={},
+        seconds={**run.seconds, "train_total": round(run.checkpoints.earlier_seconds + run.seconds.get("train", 0), 3)},
+        overrides=run.overrides,
+        job_key=run.job_key,
+        steps=run.trainer.global_step,
+        parameters=sum(p.numel() for p in run.learner.embedder.parameters()),
+        weights=run.weights,
+        resumed_from=None if run.resume_from is None else str(run.resume_from),
+        peak_memory=PeakMemory.here(max(map(torch.cuda.max_memory_allocated, gpus), default=None)),
+        environment=Environment.here([torch.cuda.get_device_name(index) for index in gpus]),
     )
+
+
+def _record_failure(run: Run, error: BaseException, status: str) -> None:
+    """A record that is there already (the run failed after it) keeps its results."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return
+    path = run.folder / "record.json"
+    known = _bare_record(run)
+    if path.is_file() and path.stat().st_mtime >= run.folder.joinpath("manifest.csv").stat().st_mtime:
+        known = RunRecord.load(path)
+    message = f"{type(error).__name__}: {error}"
+    dataclasses.replace(known, status=status, error=message).save(path)
+
+
+def _save(run: Run, record: RunRecord, measured: Measurement) -> None:
+    record.save(run.folder / "record.json")
+    columns = {"ids": measured.queries.ids, "labels": measured.queries.labels, **measured.unseen.per_query}
+    save_queries(run.folder / "queries.npz", {name: column.numpy() for name, column in columns.items()})
+
+
+def _probed(run: Run, record: RunRecord) -> RunRecord:
+    """The record with the linear probe's accuracies, which are sought when all else is safe."""
+    how = run.evaluation
+    with run.timed("probe"):
+        accuracies = measure_probe(
+            run.learner.embedder, run.data, classes=how.probe_classes, images=how.probe_images, seed=how.seed
+        )
+    if not accuracies:
+        return record
+    metrics = {
+        split: {**values, "probe_accuracy": accuracies[split]} if split in accuracies else values
+        for split, values in record.metrics.items()
+    }
+    record = dataclasses.replace(record, metrics=metrics, seconds={**record.seconds, **run.seconds})
+    record.save(run.folder / "record.json")
+    return record
 
 
 def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
@@ -285,21 +264,31 @@ def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
         f"{split}/{name}": value for split, values in record.metrics.items() for name, value in values.items()
     }
     console = Console()
-    title = f"{run.choices['data']} · {run.choices['loss']} · {run.choices['ablation']} · seed {run.seed}"
-    console.print(results_table(record.metrics, title=title))
+    parts = [run.choices.get(group) for group in ("data", "loss", "ablation")]
+    title = " · ".join([*(part for part in parts if part not in (None, "None")), f"seed {run.seed}"])
+    table = results_table(record.metrics, spread=record.spread, intervals=record.intervals, title=title)
+    console.print(table)
+    if (warning := worse_than_untrained(record.metrics)) is not None:
+        log.warning(warning)
     log_results(run.trainer.loggers, results, run.trainer.global_step)
-    if run.config["pictures"]:
-        for logger in run.trainer.loggers:
-            logger.save()
-        drawn = draw(run.folder / "pictures", run.learner, run.data, measured, run.seed)
-        if (curves := _curves(run)) is not None:
-            drawn["curves"] = curves
-        log_pictures(run.trainer.loggers, drawn)
+    if run.draws_pictures:
+        _draw(run, measured)
+    speed = record.images_per_second
+    at = f" at {speed:.0f} images/s" if math.isfinite(speed) else ""
     console.print(
-        f"Trained {record.seconds['train']:.0f} s at {record.images_per_second:.0f} images/s, "
-        f"measured {record.seconds['measure']:.0f} s. Everything is in {run.folder}",
+        f"Trained {record.seconds['train']:.0f} s{at}, measured {record.seconds['measure']:.0f} s. "
+        f"Everything is in {run.folder}",
         soft_wrap=True,
     )
+
+
+def _draw(run: Run, measured: Measurement) -> None:
+    for logger in run.trainer.loggers:
+        logger.save()
+    run.pictures = draw(run.folder / "pictures", run.learner.embedder, run.data, measured, run.seed)
+    if (curves := _curves(run)) is not None:
+        run.pictures["curves"] = curves
+    log_pictures(run.trainer.loggers, run.pictures)
 
 
 def _curves(run: Run) -> Path | None:

@@ -1,0 +1,192 @@
+"""From a config to the parts of a run: built in the order in which data meets them, each checked."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from unseen.data.module import DataModule
+from unseen.nn.embedder import Embedder
+from unseen.retrieval import evaluate
+from unseen.tracking.record import essential, file_hash, job_key
+from unseen.training.checkpoints import Checkpoints, check_resumable
+from unseen.training.learner import MetricLearner
+from unseen.workflow.preflight import look_before
+from unseen.workflow.run import EvaluationSettings, Run
+
+MONITOR = "validation/map_at_r"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parts that are objects already, and so are not built from the config.
+
+    Args:
+        embedder: images → embedding.
+        images: a collection of images, in place of a source of files.
+        loss: called with `num_classes` and `embedding_size`.
+        adversary: called with `in_features` and `num_classes`; it has an attribute `sees`.
+        callbacks: beside the config's.
+        loggers: beside the config's.
+    """
+
+    embedder: Embedder | None = None
+    images: Any = None
+    loss: Callable[..., nn.Module] | None = None
+    adversary: Any = None
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+
+
+def build(config: DictConfig, given: Given | None = None) -> Run:
+    """Instantiate every part; each refuses what cannot work, and nothing slow happens before all are there.
+
+    Args:
+        config: composed; interpolations of Hydra's own resolve while a job runs, or were resolved.
+        given: parts that are not built from it.
+
+    Raises:
+        hydra.errors.InstantiationException: a constructor refused; its cause says why, in words.
+        ValueError: parts do not fit each other.
+        OSError: a file or folder is missing.
+    """
+    given = given or Given()
+    seed_everything(config.seed, workers=True, verbose=False)
+    folder = Path(config.run_folder)
+    evaluation = functools.partial(evaluate, **plain(config.metrics))
+    settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
+    learner, data = _build_learner(config, evaluation, given)
+    content = plain(config)
+    weights = _weights_hash(config)
+    identity = {
+        "split": data.split.fingerprint,
+        "manifest": data.manifest.content_hash,
+        "config": essential(content),
+    }
+    resume_from = None if config.resume_from is None else Path(config.resume_from).expanduser()
+    if resume_from is not None:
+        check_resumable(learner, resume_from, identity)
+    if given.images is None:
+        look_before(
+            data,
+            rules=plain(config.check),
+            crop_to_box=config.data.crop_to_box,
+            cache_dir=Path(config.data.cache_dir),
+            report_folder=folder / "check",
+            check_from=config.check_from,
+            epochs=config.trainer.max_epochs,
+        )
+    return Run(
+        config=content,
+        choices={str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)},
+        overrides=[str(override) for override in config.overrides],
+        folder=folder,
+        data=data,
+        learner=learner,
+        trainer=_build_trainer(config, data, folder, identity, given),
+        evaluate=evaluation,
+        evaluation=settings,
+        seed=config.seed,
+        job_key=job_key(content, data.split.fingerprint, weights, version("unseen-dml")),
+        weights=weights,
+        resume_from=resume_from,
+        draws_pictures=config.pictures,
+    )
+
+
+def build_embedder(config: DictConfig) -> Embedder:
+    """The network alone."""
+    return Embedder(instantiate(config.backbone), instantiate(config.fusion), **config.embedding)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolved, as plain data."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _weights_hash(config: DictConfig) -> str | None:
+    weights = Path(str(config.backbone.weights)).expanduser()
+    return file_hash(weights) if weights.is_file() else None
+
+
+def _build_learner(
+    config: DictConfig, evaluation: Callable[..., Any], given: Given
+) -> tuple[MetricLearner, DataModule]:
+    # Cheap parts first: a wrong loss should not wait for images to be listed.
+    loss = given.loss or instantiate(config.loss)
+    adversary = given.adversary or instantiate(config.adversary)
+    optimization = instantiate(config.optimizer)
+    embedder = given.embedder or build_embedder(config)
+    size = int(embedder.projection.out_features)
+    data = DataModule(
+        given.images if given.images is not None else instantiate(config.data.source),
+        instantiate(config.protocol),
+        instantiate(config.sampler),
+        instantiate(config.transforms),
+        seed=config.seed,
+        **_loading(config),
+    )
+    learner = MetricLearner(
+        embedder,
+        loss(num_classes=data.num_classes, embedding_size=size),
+        _build_adversary(adversary, embedder, size, data.num_classes),
+        optimization,
+        evaluation,
+        channels_last=config.channels_last,
+    )
+    return learner, data
+
+
+def _loading(config: DictConfig) -> dict[str, Any]:
+    """Those keys of `data` that the data module takes; the others are the source's."""
+    taken = inspect.signature(DataModule).parameters
+    return {str(key): value for key, value in config.data.items() if key in taken}
+
+
+def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_classes: int) -> Any:
+    if make is None:
+        return None
+    sizes = {"fused": embedder.fusion.out_features, "embedding": embedding_size}
+    sees = make.keywords["sees"] if isinstance(make, functools.partial) else make.sees
+    if sees not in sizes:
+        raise ValueError(f"adversary.sees={sees}: choices are {', '.join(sizes)}.")
+    return make(in_features=sizes[sees], num_classes=num_classes)
+
+
+def _build_trainer(
+    config: DictConfig, data: DataModule, folder: Path, identity: dict[str, Any], given: Given
+) -> Trainer:
+    validates = len(data.split.validation) > 0
+    checkpoint = Checkpoints(
+        identity,
+        dirpath=folder / "checkpoints",
+        filename="{epoch:03d}",
+        monitor=MONITOR if validates else None,
+        mode="max",
+        save_last=True,
+        save_on_exception=True,
+        auto_insert_metric_name=False,
+    )
+    callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    loggers = [*instantiate(config.logger).values(), *given.loggers]
+    limits = {} if validates else {"limit_val_batches": 0}
+    return instantiate(
+        config.trainer,
+        callbacks=[*callbacks, *given.callbacks, checkpoint],
+        logger=loggers,
+        _convert_="all",
+        **limits,
+    )
