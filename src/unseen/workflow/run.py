@@ -243,7 +243,14 @@ def execute(run: Run) -> RunRecord | None:
         # Lightning leaves the learner on the CPU.
         run.learner.to(run.trainer.strategy.root_device)
         with run.timed("measure"):
-            measured = measure(run.learner.embedder, run.data, run.evaluate, run.seed)
+            measured = measure(
+                run.learner.embedder,
+                run.data,
+                run.evaluate,
+                seed=run.config["protocol"]["seed"],
+                draws=run.config["evaluation"]["draws"],
+                resamples=run.config["evaluation"]["resamples"],
+            )
         record = _record(run, measured)
         record.save(run.folder / "record.json")
         _show(run, record, measured)
