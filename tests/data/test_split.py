@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unseen.data.manifest import Manifest, ManifestError
-from unseen.data.split import Split, fixed, folds, holdout, matched_galleries
+from unseen.data.split import Split, fixed, folds, holdout
 
 FINGERPRINT = "59ab580e825159c94237c4f06b0b4b92f3ef1164736ad99db2c4ffdeff495564"
 FIRST_DRAWN = [0, 1, 4, 6, 9]
@@ -242,35 +242,3 @@ def test_values_out_of_range_are_refused_by_key() -> None:
             folds(manifest, **common, folds=2, fold=value)
     with pytest.raises(ValueError, match="1 training classes: holding classes out needs at least 2"):
         holdout(table([9], [3]), **common, class_fraction=0.5)
-
-
-sizes_of_classes = st.lists(st.integers(1, 9), min_size=1, max_size=8)
-
-
-@given(seen=sizes_of_classes, unseen=sizes_of_classes, seed=st.integers(0, 99))
-def test_matched_galleries_have_the_same_classes_and_images_a_class(
-    seen: list[int], unseen: list[int], seed: int
-) -> None:
-    labels = [
-        np.random.default_rng(seed).permutation(np.repeat(np.arange(len(s)), s)) for s in (seen, unseen)
-    ]
-    chosen = matched_galleries(*labels, seed=seed)
-    shapes = [
-        sorted(Counter(side[rows].tolist()).values()) for side, rows in zip(labels, chosen, strict=True)
-    ]
-    assert shapes[0] == shapes[1]
-    assert all(size >= 2 for size in shapes[0])
-    for side in chosen:
-        assert np.all(np.diff(side) > 0)
-    again = matched_galleries(*labels, seed=seed)
-    assert all(np.array_equal(one, other) for one, other in zip(chosen, again, strict=True))
-
-
-def test_matched_galleries_lose_no_more_than_they_must() -> None:
-    seen, unseen = np.repeat(np.arange(10), 3), np.repeat(np.arange(6), 50)
-    of_seen, of_unseen = matched_galleries(seen, unseen, seed=0)
-    assert Counter(Counter(seen[of_seen].tolist()).values()) == {3: 6}
-    assert len(of_unseen) == 18
-    # Equal sides are compared whole; another seed draws other images.
-    assert [len(side) for side in matched_galleries(unseen, unseen, seed=0)] == [300, 300]
-    assert not np.array_equal(matched_galleries(seen, unseen, seed=1)[1], of_unseen)

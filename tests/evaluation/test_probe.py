@@ -46,3 +46,19 @@ def test_lone_images_are_left_out_and_too_few_classes_give_nan():
     lone = torch.cat([labels, torch.tensor([77])])
     assert probe_accuracy(torch.cat([features, features[:1]]), lone) == 1.0
     assert math.isnan(probe_accuracy(features[:3], torch.tensor([0, 0, 1])))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_diverged_give_nan_and_no_traceback(value):
+    features, labels = clusters(0.05)
+    features[3] = value
+    features[4] = -value
+    assert math.isnan(probe_accuracy(features, labels))
+
+
+def test_the_features_that_are_probed_stay_as_they_are():
+    features, labels = clusters(0.05)
+    before = features.clone()
+    probe_accuracy(features, labels)
+    assert torch.equal(features, before)

@@ -5,8 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
-from unseen.tracking.record import RunRecord
-from unseen.tracking.table import metric_title, results_table, runs_table
+from unseen.tracking.table import metric_title, results_table
 
 
 def shown(table, width=140):
@@ -46,40 +45,53 @@ def test_one_run_shows_every_metric_of_every_split_in_percent():
         )
     )
     assert "glyphs" in text
-    assert line_with(text, "%") == ["%", "classes", "held", "out", "gap"]
+    assert line_with(text, "%") == ["%", "classes", "held", "out", "unseen"]
     assert line_with(text, "Recall@1") == ["Recall@1", "62.3", "75.0", "+12.5"]
     assert line_with(text, "MAP@R") == ["MAP@R", "21.0", "–", "-4.0"]
     assert line_with(text, "NMI") == ["NMI", "50.0", "–", "–"]
 
 
-def test_all_columns_fit_a_terminal_of_80_characters():
-    values = {"recall_at_1": 1.0, "knn_accuracy_3": 1.0}
-    splits = ("unseen", "seen", "unseen_matched", "gap", "validation")
-    text = shown(results_table(dict.fromkeys(splits, values)), width=80)
+ALL_SPLITS = ("unseen", "untrained", "validation", "seen", "unseen_matched", "gap", "untrained_gap")
+
+
+@pytest.mark.parametrize("left_out", ["none", "validation"])
+def test_all_columns_fit_a_terminal_of_80_characters(left_out):
+    splits = [split for split in ALL_SPLITS if split != left_out]
+    values = {"recall_at_1": 0.9999, "knn_accuracy_3": 0.125}
+    text = shown(
+        results_table(
+            dict.fromkeys(splits, values),
+            spread={"gap": dict.fromkeys(values, 0.021)},
+            intervals={"unseen": dict.fromkeys(values, (0.6, 0.642))},
+        ),
+        width=80,
+    )
     assert "…" not in text
-    assert line_with(text, "3-NN")[:2] == ["3-NN", "accuracy"]
+    plain = ["12.5"] * (len(splits) - 3)
+    wanted = ["3-NN", "accuracy", "12.5", "±2.1", *plain, "+12.5", "±2.1", "+12.5"]
+    assert line_with(text, "3-NN") == wanted
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
-def run_of(loss, seed, recall, gap=None):
-    metrics = {"unseen": {"recall_at_1": recall, "map_at_r": recall / 2}}
-    if gap is not None:
-        metrics["gap"] = {"recall_at_1": gap, "map_at_r": gap / 2}
-    return RunRecord(
-        choices={"loss": loss, "data": "glyphs"},
-        seed=seed,
-        config={},
-        split="",
-        manifest="",
-        metrics=metrics,
-        seconds={},
-        images_per_second=1.0,
+def test_margins_stand_beside_the_unseen_metrics_and_the_gap_and_are_explained():
+    metrics = {"unseen": {"recall_at_1": 0.633, "nmi": 0.5}, "gap": {"recall_at_1": 0.1, "nmi": 0.2}}
+    text = shown(
+        results_table(
+            metrics,
+            spread={"gap": {"recall_at_1": 0.025, "nmi": math.nan}, "seen": {"recall_at_1": 0.5}},
+            intervals={"unseen": {"recall_at_1": (0.61, 0.656)}},
+        )
     )
+    assert line_with(text, "Recall@1") == ["Recall@1", "63.3", "±2.3", "+10.0", "±2.5"]
+    assert line_with(text, "NMI") == ["NMI", "50.0", "+20.0"]
+    legend = " ".join(text.split())
+    assert "95 % interval over test classes" in legend
+    assert "standard deviation" in legend
+    assert "±" not in shown(results_table(metrics))
 
 
-def test_several_runs_show_the_choices_that_differ():
-    text = shown(runs_table({"first": run_of("triplet", 0, 0.5, 0.1), "second": run_of("arcface", 7, 0.25)}))
-    assert "loss" in text
-    assert "data" not in text
-    assert line_with(text, "first") == ["first", "triplet", "0", "50.0", "+10.0", "25.0", "+5.0"]
-    assert line_with(text, "second") == ["second", "arcface", "7", "25.0", "–", "12.5", "–"]
+def test_the_probe_has_a_row_only_where_there_was_one():
+    metrics = {"unseen": {"recall_at_1": 0.5}, "gap": {"recall_at_1": 0.1}}
+    assert "probe" not in shown(results_table(metrics))
+    metrics["unseen"]["probe_accuracy"] = math.nan
+    assert line_with(shown(results_table(metrics)), "linear") == ["linear", "probe", "–", "–"]

@@ -14,7 +14,7 @@ def test_a_head_that_never_left_chance_is_called_dead():
 
 @pytest.mark.parametrize(("epochs", "judged"), [(2, 2), (4, 2), (10, 4)])
 def test_the_head_is_judged_once_after_a_third_of_training(caplog, epochs, judged):
-    audit = AdversaryAudit(0)
+    audit = AdversaryAudit(0, 0, 2)
     metrics = {"train/metric_loss": 1.0, "train/adversary_accuracy": 0.01}
     trainer = SimpleNamespace(
         callback_metrics=metrics, max_epochs=epochs, datamodule=SimpleNamespace(num_classes=100)
@@ -35,4 +35,4 @@ def test_a_metric_loss_that_rises_twice_is_called_dominated():
 
 def test_negative_interval_is_refused():
     with pytest.raises(ValueError, match="probe_every=-1"):
-        AdversaryAudit(-1)
+        AdversaryAudit(-1, 0, 2)

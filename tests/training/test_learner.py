@@ -127,7 +127,7 @@ def test_an_image_that_is_query_and_gallery_does_not_find_itself(tiny_run, tmp_p
     run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
     split = run.data.split
     run.data.split = dataclasses.replace(split, query=split.query[1:])
-    measured = measure(run.learner.embedder, run.data, run.evaluate, seed=0)
+    measured = measure(run.learner.embedder, run.data, run.evaluate, seed=0, draws=1, resamples=0)
     found = measured.gallery.ids[measured.unseen.neighbours.positions[:, 0]]
     assert not (found == measured.queries.ids).any()
 
@@ -136,7 +136,8 @@ def test_the_validation_metrics_are_those_of_the_measured_weights(tiny_run, tmp_
     run = made(
         tiny_run, tmp_path, "sampler.classes_per_batch=2", "protocol=holdout", "protocol.class_fraction=0.5"
     )
-    before = measure(run.learner.embedder, run.data, run.evaluate, seed=0).metrics["validation"]
+    measured = measure(run.learner.embedder, run.data, run.evaluate, seed=0, draws=1, resamples=0)
+    before = measured.metrics["validation"]
     rows = run.data.split.validation
     images = embed(run.learner.embedder, run.data.loader(rows))
     assert before == dict(run.evaluate(images.embeddings, images.labels).metrics)

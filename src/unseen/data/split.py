@@ -174,42 +174,6 @@ def folds(manifest: Manifest, *, seed: int, seen_fraction: float, folds: int, fo
     return _split(manifest, classes[fold::folds], seed, seen_fraction)
 
 
-def matched_galleries(seen_labels: Rows, unseen_labels: Rows, seed: int) -> tuple[Rows, Rows]:
-    """Positions of seen and of unseen images that make two galleries of the same classes-and-images shape.
-
-    Retrieval among few classes is easier than among many, so the generalisation gap compares galleries with
-    equally many classes, and pairs of classes of equal size. As many classes as both sides have are drawn;
-    the larger ones of one side meet the larger ones of the other; of each pair the larger is cut down, by a
-    draw, to the smaller; pairs with a single image are dropped, as it could find nothing.
-
-    Args:
-        seen_labels: `(M,)` of held-out images of training classes.
-        unseen_labels: `(N,)` of test images.
-        seed: of the draws.
-
-    Returns:
-        Two arrays of positions, ascending, of the same length; empty if no pair of classes has two images.
-    """
-    sides = (seen_labels, unseen_labels)
-    count = min(len(np.unique(labels)) for labels in sides)
-    drawn = [_drawn_classes(labels, count, seed) for labels in sides]
-    sizes = [min(len(seen), len(unseen)) for seen, unseen in zip(*drawn, strict=True)]
-    galleries = []
-    for side in drawn:
-        kept = [rows[:size] for rows, size in zip(side, sizes, strict=True) if size > 1]
-        galleries.append(np.sort(np.concatenate([np.empty(0, dtype=np.int64), *kept])))
-    return galleries[0], galleries[1]
-
-
-def _drawn_classes(labels: Rows, count: int, seed: int) -> list[Rows]:
-    """Positions of the images of each of some classes, in random order; large classes first."""
-    classes = np.unique(labels)
-    drawn = classes[_order(classes.tolist(), seed, "matched classes")[:count]]
-    members = [np.flatnonzero(labels == label) for label in drawn]
-    shuffled = [rows[_order(rows.tolist(), seed, "matched images")] for rows in members]
-    return sorted(shuffled, key=len, reverse=True)
-
-
 def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fraction: float) -> Split:
     roles, labels = manifest.roles, manifest.labels
     trains = roles == "train"

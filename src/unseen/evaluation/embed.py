@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unseen.data.batch import Batch
-from unseen.nn.embedder import Embedder
 
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """`N` embedded images, on the CPU in float32.
+    """`N` embedded images, in float32.
 
     Args:
-        embeddings: `(N, d)`.
-        features: fused features `(N, D)`; `(N, 0)` when they were not asked for.
-        labels: `(N,)` int64, the manifest's.
-        ids: `(N,)` int64, rows of the manifest.
+        embeddings: `(N, d)`, where they are searched: on the embedder's CUDA device, else on the CPU.
+        features: fused features `(N, D)` on the CPU; `(N, 0)` when they were not asked for.
+        labels: `(N,)` int64 on the CPU, the manifest's.
+        ids: `(N,)` int64 on the CPU, rows of the manifest.
     """
 
     embeddings: Tensor
@@ -35,30 +35,57 @@ class EmbeddedImages:
         """The images at some positions, in that order."""
         return EmbeddedImages(self.embeddings[keep], self.features[keep], self.labels[keep], self.ids[keep])
 
+    def union(self, other: EmbeddedImages) -> EmbeddedImages:
+        """These images and those of another set that are not among them."""
+        new = other.select((~torch.isin(other.ids, self.ids)).nonzero().squeeze(1))
+        pairs = zip(self._columns(), new._columns(), strict=True)
+        return EmbeddedImages(*(torch.cat(pair) for pair in pairs))
+
+    def cpu(self) -> EmbeddedImages:
+        """The same on the CPU."""
+        return EmbeddedImages(*(column.cpu() for column in self._columns()))
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.embeddings, self.features, self.labels, self.ids
+
 
 @torch.inference_mode()
-def embed(embedder: Embedder, batches: Iterable[Batch], features: bool = False) -> EmbeddedImages:
-    """Embed every image, in evaluation mode and full precision; the embedder's mode is restored.
+def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False) -> EmbeddedImages:
+    """Embed every image, in evaluation mode and without autocast.
+
+    Validation and measurement thereby have one precision, whatever training ran in. The mode of each module
+    is restored.
 
     Args:
-        embedder: on the device to use.
+        embedder: an `Embedder`, or any module that gives an `Embedded`, on the device to use.
         batches: images in order, as a loader without shuffling gives them.
         features: keep the fused features too.
 
     Raises:
         ValueError: there is no image.
     """
-    was_training = embedder.training
     device = next(embedder.parameters()).device
-    embedder.eval()
+    searched_on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
     columns: list[tuple[Tensor, ...]] = []
-    try:
+    with _evaluating(embedder), torch.autocast(device.type, enabled=False):
         for batch in batches:
             embedded = embedder(batch.images.to(device, non_blocking=True))
             kept = embedded.fused.features if features else embedded.fused.features[:, :0]
-            columns.append((embedded.embedding.float().cpu(), kept.float().cpu(), batch.labels, batch.ids))
-    finally:
-        embedder.train(was_training)
+            columns.append(
+                (embedded.embedding.float().to(searched_on), kept.float().cpu(), batch.labels, batch.ids)
+            )
     if not columns:
         raise ValueError("There are no images to embed: the rows are empty.")
     return EmbeddedImages(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode. Afterwards each submodule has its own mode back: a part may be frozen."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,24 +1,30 @@
-"""Results as tables for a terminal."""
+"""Results as a table for a terminal."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich import box
 from rich.table import Table
 
-from unseen.tracking.record import RunRecord
-
 SPLITS = {
     "unseen": "unseen\nclasses",
+    "untrained": "unseen,\nbefore\ntraining",
+    "validation": "classes\nthat\nvalidate",
     "seen": "seen\nclasses,\nheld out",
     "unseen_matched": "unseen,\nas many\nas seen",
-    "gap": "generalisation\ngap",
-    "validation": "validation\nclasses",
+    "gap": "gap:\nseen −\nunseen",
+    "untrained_gap": "gap\nbefore\ntraining",
 }
 """Split of a record → heading of its column, in the order of the columns."""
+
+LEGEND = {
+    "intervals": "± of unseen classes: half the 95 % interval over test classes.",
+    "spread": "± of the gap: standard deviation over draws of equal galleries.",
+    "untrained": "Before training: plain features of the backbone.",
+}
 
 
 def metric_title(name: str) -> str:
@@ -39,59 +45,67 @@ def metric_title(name: str) -> str:
     return known.get(name, name.replace("_", " "))
 
 
-def results_table(metrics: Mapping[str, Mapping[str, float]], title: str | None = None) -> Table:
+def results_table(
+    metrics: Mapping[str, Mapping[str, float]],
+    *,
+    spread: Mapping[str, Mapping[str, float]] | None = None,
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    title: str | None = None,
+) -> Table:
     """One run: a row for each metric, a column for each split; values in percent.
 
     Args:
         metrics: split → metric → value, as in a record.
+        spread: split → metric → standard deviation; shown for the gap.
+        intervals: split → metric → (low, high); shown, by half the width, for unseen classes.
         title: above the table.
     """
+    unseen_intervals = (intervals or {}).get("unseen", {})
+    margins: dict[str, Mapping[str, float]] = {
+        "unseen": {name: (high - low) / 2 for name, (low, high) in unseen_intervals.items()},
+        "gap": (spread or {}).get("gap", {}),
+    }
     splits = [split for split in SPLITS if split in metrics]
     splits += [split for split in metrics if split not in SPLITS]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(
+        title=title,
+        caption=_legend(metrics, margins),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        # Seven splits fit 80 characters one apart, fewer two apart.
+        padding=(0, 0, 0, 0 if len(splits) > 6 else 1),
+        title_style="bold",
+        caption_justify="left",
+    )
     table.add_column("%", no_wrap=True)
     for split in splits:
-        table.add_column(
-            SPLITS.get(split, split), justify="right", style="bold" if split == "unseen" else None
-        )
+        style = "bold" if split == "unseen" else None
+        table.add_column(SPLITS.get(split, split), justify="right", no_wrap=True, style=style)
     for name in dict.fromkeys(name for split in splits for name in metrics[split]):
-        cells = [_percent(metrics[split].get(name, math.nan), signed=split == "gap") for split in splits]
+        cells = [
+            _percent(
+                metrics[split].get(name, math.nan),
+                margins.get(split, {}).get(name, math.nan),
+                signed=split.endswith("gap"),
+            )
+            for split in splits
+        ]
         table.add_row(metric_title(name), *cells)
     return table
 
 
-def runs_table(
-    records: Mapping[str, RunRecord], metrics: Sequence[str] = ("recall_at_1", "map_at_r")
-) -> Table:
-    """Several runs: a row for each, with the choices in which they differ; values in percent.
-
-    Args:
-        records: name of a run → its record.
-        metrics: each gives a column on unseen classes and one for its generalisation gap.
-    """
-    differing = [
-        group
-        for group in dict.fromkeys(group for record in records.values() for group in record.choices)
-        if len({record.choices.get(group) for record in records.values()}) > 1
-    ]
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("run", *differing):
-        table.add_column(heading, overflow="fold")
-    table.add_column("seed", justify="right")
-    for name in metrics:
-        table.add_column(f"{metric_title(name)}\nunseen", justify="right", style="bold")
-        table.add_column(f"{metric_title(name)}\ngap", justify="right")
-    for run, record in records.items():
-        cells = [record.choices.get(group, "–") for group in differing]
-        for name in metrics:
-            for split in ("unseen", "gap"):
-                value = record.metrics.get(split, {}).get(name, math.nan)
-                cells.append(_percent(value, signed=split == "gap"))
-        table.add_row(run, *cells[: len(differing)], str(record.seed), *cells[len(differing) :])
-    return table
+def _legend(metrics: Mapping[str, object], margins: Mapping[str, Mapping[str, float]]) -> str | None:
+    shown = {
+        "intervals": bool(margins["unseen"]),
+        "spread": any(math.isfinite(value) for value in margins["gap"].values()),
+        "untrained": "untrained" in metrics,
+    }
+    return "\n".join(LEGEND[name] for name, is_shown in shown.items() if is_shown) or None
 
 
-def _percent(value: float, signed: bool) -> str:
+def _percent(value: float, margin: float, *, signed: bool) -> str:
     if not math.isfinite(value):
         return "–"
-    return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    number = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    return f"{number} ±{100 * margin:.1f}" if math.isfinite(margin) else number

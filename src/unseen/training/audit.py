@@ -8,8 +8,7 @@ import math
 from lightning import Callback, LightningModule, Trainer
 
 from unseen.data.module import DataModule
-from unseen.evaluation.embed import embed
-from unseen.evaluation.probe import probe_accuracy
+from unseen.evaluation.probe import check_probe_size, probe_rows
 from unseen.training.learner import MetricLearner
 
 log = logging.getLogger(__name__)
@@ -23,15 +22,20 @@ class AdversaryAudit(Callback):
 
     Args:
         probe_every: epochs between two probes; 0 never probes during training.
+        probe_classes: at most so many classes are probed, the same in each epoch; 0 never probes.
+        probe_images: at most so many images of each.
 
     Raises:
-        ValueError: `probe_every` is negative.
+        ValueError: a number is out of range.
     """
 
-    def __init__(self, probe_every: int) -> None:
+    def __init__(self, probe_every: int, probe_classes: int, probe_images: int) -> None:
         if probe_every < 0:
             raise ValueError(f"probe_every={probe_every}: wanted a number of epochs, or 0 for never.")
-        self.probe_every = probe_every
+        check_probe_size(probe_classes, probe_images)
+        self.probe_every = probe_every if probe_classes else 0
+        self.probe_classes = probe_classes
+        self.probe_images = probe_images
         self._metric_losses: list[float] = []
         self._accuracies: list[float] = []
 
@@ -52,8 +56,9 @@ class AdversaryAudit(Callback):
         for name, rows in (("seen", data.split.seen), ("validation", data.split.validation)):
             if len(rows) == 0:
                 continue
-            images = embed(learner.embedder, data.loader(rows), features=True)
-            accuracy = probe_accuracy(images.features, images.labels)
+            accuracy = probe_rows(
+                learner.embedder, data, rows, classes=self.probe_classes, images=self.probe_images, seed=0
+            )
             learner.log(f"probe/{name}", accuracy, rank_zero_only=True)
 
     def _warn(self, trainer: Trainer) -> None:
