@@ -153,7 +153,7 @@ def measure(method: str, folder: Path, threads: int) -> None:
 
 def breakdown(folder: Path, threads: int) -> None:
     """Print where the time of ours goes; what several threads do is divided by their number."""
-    from unseen.retrieval import sweep
+    from unseen.retrieval.engine import sweep
 
     torch.set_num_threads(threads)
     vectors, labels = np.load(folder / "vectors.npy"), np.load(folder / "labels.npy")

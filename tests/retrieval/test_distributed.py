@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from unseen.retrieval import RetrievalMetric, evaluate
-from unseen.retrieval.distributed import gather
+from unseen.retrieval.engine.distributed import gather
 
 
 def embedded_rows():
@@ -76,21 +76,21 @@ def gather_part(rank, world):
 def test_any_number_of_ranks_gives_the_result_of_one_process(world, separate, tmp_path):
     vectors, labels, ids = embedded_rows()
     arguments = {"gallery": vectors, "gallery_labels": labels, "gallery_ids": ids + 1000} if separate else {}
-    alone = evaluate(vectors, labels, ids=ids, mrr=True, **arguments)
+    single = evaluate(vectors, labels, ids=ids, mrr=True, **arguments)
     for metrics, neighbours, similarities, result_ids in on_ranks(
         world, functools.partial(evaluate_part, separate=separate), tmp_path
     ):
-        assert metrics == alone.metrics
-        assert torch.equal(neighbours, alone.neighbours.ids)
-        assert torch.equal(similarities, alone.neighbours.similarities)
+        assert metrics == single.metrics
+        assert torch.equal(neighbours, single.neighbours.ids)
+        assert torch.equal(similarities, single.neighbours.similarities)
         assert torch.equal(result_ids, ids)
 
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_the_metric_counts_padded_rows_once(world, tmp_path):
     vectors, labels, _ = embedded_rows()
-    alone = evaluate(vectors, labels, recall_at=(1, 5)).metrics
-    assert on_ranks(world, measure_part, tmp_path) == [alone] * world
+    single = evaluate(vectors, labels, recall_at=(1, 5)).metrics
+    assert on_ranks(world, measure_part, tmp_path) == [single] * world
 
 
 def test_ranks_may_hold_nothing(tmp_path):

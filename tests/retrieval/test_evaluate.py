@@ -44,7 +44,7 @@ def loop_metrics(rankings, labels, gallery_labels, own, ks):
 
 
 @st.composite
-def gallery_problem(draw):
+def gallery_inputs(draw):
     """Small vectors with many ties and duplicates, zero vectors, and classes of every size."""
     count = draw(st.integers(2, 40))
     width = draw(st.integers(1, 6))
@@ -62,9 +62,9 @@ def gallery_problem(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(gallery_problem(), st.sampled_from(["cosine", "euclidean", "dot"]), st.sampled_from([1, 2**30]))
-def test_evaluate_equals_the_loops(problem, similarity, memory_budget):
-    vectors, labels = problem
+@given(gallery_inputs(), st.sampled_from(["cosine", "euclidean", "dot"]), st.sampled_from([1, 2**30]))
+def test_evaluate_equals_the_loops(inputs, similarity, memory_budget):
+    vectors, labels = inputs
     if len(np.unique(labels)) == len(labels):
         with pytest.raises(ValueError, match="None of the"):
             evaluate(vectors, labels)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen.retrieval import search
-from unseen.retrieval.rounding import multiply
+from unseen.retrieval.engine.rounding import multiply
 
 
 def float64_neighbours(queries, gallery, own, k, similarity):
@@ -173,6 +173,13 @@ def test_int8_products_are_exact_at_the_extremes():
     assert product[0, 1] == -127 * 127 * 512
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 17])
+def test_int8_products_are_those_of_integers_in_any_width(width):
+    values = torch.randint(-127, 128, (64, width), dtype=torch.int8)
+    product = multiply(values, values, torch.empty((64, 64), dtype=torch.int32))
+    assert torch.equal(product, values.int() @ values.int().T)
+
+
 def test_inference_mode_and_one_thread_change_nothing():
     vectors = torch.randn(1500, 16)
     expected = search(vectors, k=3, precision="float32").ids
@@ -195,7 +202,7 @@ def test_an_error_in_a_thread_arrives_and_the_next_search_works(monkeypatch):
         raise MemoryError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("unseen.retrieval.sweep.multiply", broken)
+        patched.setattr("unseen.retrieval.engine.sweep.multiply", broken)
         with pytest.raises(MemoryError, match="no room"):
             search(vectors, k=3, precision="int8")
     assert torch.equal(search(vectors, k=3, precision="int8").ids, expected)

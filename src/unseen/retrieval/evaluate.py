@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unseen.retrieval import metrics as measure
 from unseen.retrieval.clustering import cluster_agreement
-from unseen.retrieval.distributed import first_of_each, gather
-from unseen.retrieval.problem import pose
-from unseen.retrieval.ranking import full_ranking
-from unseen.retrieval.rounding import Precision
+from unseen.retrieval.engine.distributed import first_of_each, gather
+from unseen.retrieval.engine.full_ranking import full_ranking
+from unseen.retrieval.engine.inputs import check_inputs
+from unseen.retrieval.engine.rounding import Precision
+from unseen.retrieval.engine.vectors import Similarity, as_labels, as_vectors, full_precision
 from unseen.retrieval.search import GIB, Neighbours, search
-from unseen.retrieval.similarity import Similarity, as_labels, as_vectors, full_precision
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ def evaluate(
     if r_precision:
         values["r_precision"] = measure.r_precision(hits, relevant)
     if mean_average_precision or mrr:
-        problem = pose(raw, gallery, similarity, ids, gallery_ids)
-        rows = problem.order if problem.symmetric else torch.arange(len(raw), device=raw.device)
+        inputs = check_inputs(raw, gallery, similarity, ids, gallery_ids)
+        rows = inputs.order if inputs.symmetric else torch.arange(len(raw), device=raw.device)
         with full_precision(raw.device):
-            whole = full_ranking(problem, labels[rows], known[problem.order], memory_budget)
+            whole = full_ranking(inputs, labels[rows], known[inputs.order], memory_budget)
         average, reciprocal = (torch.empty_like(value).index_copy_(0, rows, value) for value in whole)
         values |= {"mean_average_precision": average} if mean_average_precision else {}
         values |= {"mrr": reciprocal} if mrr else {}

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unseen.retrieval.choice import choose_precision
-from unseen.retrieval.distributed import share, world_size
-from unseen.retrieval.exact import blocked_search, float64_search
-from unseen.retrieval.order import LAST, from_keys
-from unseen.retrieval.plan import plan_sweep
-from unseen.retrieval.problem import Problem, pose
-from unseen.retrieval.rounding import Precision
-from unseen.retrieval.similarity import Similarity, full_precision
+from unseen.retrieval.engine.choose import choose_precision
+from unseen.retrieval.engine.distributed import share, world_size
+from unseen.retrieval.engine.exact import blocked_search, float64_search
+from unseen.retrieval.engine.inputs import SearchInputs, check_inputs
+from unseen.retrieval.engine.keys import LAST, from_keys
+from unseen.retrieval.engine.rounding import Precision
+from unseen.retrieval.engine.tiling import tile_sweep
+from unseen.retrieval.engine.vectors import Similarity, full_precision
 
 GIB = 2**30
 
@@ -74,52 +74,52 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}.")
-    problem = pose(embeddings, gallery, similarity, ids, gallery_ids)
+    inputs = check_inputs(embeddings, gallery, similarity, ids, gallery_ids)
 
-    def keys_of(part: Problem) -> Tensor:
+    def keys_of(part: SearchInputs) -> Tensor:
         return nearest_keys(part, k, memory_budget, precision)
 
     shared = distributed and world_size() > 1
-    with full_precision(problem.own.device):
-        keys = share(problem, keys_of) if shared else keys_of(problem)
+    with full_precision(inputs.own.device):
+        keys = share(inputs, keys_of) if shared else keys_of(inputs)
     similarities, positions = from_keys(keys)
     found = positions != LAST
     positions = torch.where(found, positions, 0)
     missing = torch.tensor(-1, device=positions.device)
     neighbours = Neighbours(
-        positions=torch.where(found, problem.order[positions], missing),
-        ids=torch.where(found, problem.ids[positions], missing),
+        positions=torch.where(found, inputs.order[positions], missing),
+        ids=torch.where(found, inputs.ids[positions], missing),
         similarities=similarities,
     )
-    if not problem.symmetric or ids is None:
+    if not inputs.symmetric or ids is None:
         return neighbours
-    back = torch.argsort(problem.order)
+    back = torch.argsort(inputs.order)
     return Neighbours(neighbours.positions[back], neighbours.ids[back], neighbours.similarities[back])
 
 
 def nearest_keys(
-    problem: Problem, k: int, memory_budget: int, precision: Precision | Literal["float64", "auto"]
+    inputs: SearchInputs, k: int, memory_budget: int, precision: Precision | Literal["float64", "auto"]
 ) -> Tensor:
     """Keys `(N, k)`: a faster search where it pays, all pairs in float64 for what it leaves open."""
-    device = problem.own.device
-    keys = torch.empty((len(problem.queries), k), dtype=torch.int64, device=device)
-    open_rows = torch.arange(len(problem.queries), device=device)
+    device = inputs.own.device
+    keys = torch.empty((len(inputs.queries), k), dtype=torch.int64, device=device)
+    open_rows = torch.arange(len(inputs.queries), device=device)
     if len(open_rows) == 0:
         return keys
     # An accelerator's own top-k is fast, and a sweep that holds most of the gallery saves nothing.
     swept: Precision | Literal["float64"] = "float64"
-    if device.type == "cpu" and 8 * k <= len(problem.gallery):
-        swept = choose_precision(problem, k, memory_budget) if precision == "auto" else precision
+    if device.type == "cpu" and 8 * k <= len(inputs.gallery):
+        swept = choose_precision(inputs, k, memory_budget) if precision == "auto" else precision
     if swept != "float64":
         # Here, because small problems need not wait for a compiler.
-        from unseen.retrieval.sweep import Sweep
+        from unseen.retrieval.engine.sweep import Sweep
 
-        keys, decided = Sweep(problem, k, plan_sweep(problem, k, memory_budget, swept)).run()
+        keys, decided = Sweep(inputs, k, tile_sweep(inputs, k, memory_budget, swept)).run()
         open_rows = (~decided).nonzero().squeeze(1)
     # Euclidean distances need differences, not products: only of what products leave.
-    if len(open_rows) and (device.type != "cpu" or problem.queries.similarity == "euclidean"):
-        keys[open_rows], decided = blocked_search(problem, open_rows, k, memory_budget)
+    if len(open_rows) and (device.type != "cpu" or inputs.queries.similarity == "euclidean"):
+        keys[open_rows], decided = blocked_search(inputs, open_rows, k, memory_budget)
         open_rows = open_rows[~decided]
     if len(open_rows):
-        keys[open_rows] = float64_search(problem, open_rows, k, memory_budget)
+        keys[open_rows] = float64_search(inputs, open_rows, k, memory_budget)
     return keys

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from unseen.retrieval.distributed import first_of_each
+from unseen.retrieval.engine.distributed import first_of_each
 from unseen.retrieval.evaluate import RetrievalResult, evaluate
 
 

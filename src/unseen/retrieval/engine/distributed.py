@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unseen.retrieval.problem import Problem
+from unseen.retrieval.engine.inputs import SearchInputs
 
 
 def world_size() -> int:
@@ -41,11 +41,11 @@ def first_of_each(ids: Tensor) -> Tensor:
     return order[new]
 
 
-def share(problem: Problem, keys_of: Callable[[Problem], Tensor]) -> Tensor:
-    """`keys_of(problem)`, each rank for its own run of queries; every rank returns all keys `(N, k)`."""
-    count, ranks, rank = len(problem.queries), world_size(), dist.get_rank()
+def share(inputs: SearchInputs, keys_of: Callable[[SearchInputs], Tensor]) -> Tensor:
+    """`keys_of(inputs)`, each rank for its own run of queries; every rank returns all keys `(N, k)`."""
+    count, ranks, rank = len(inputs.queries), world_size(), dist.get_rank()
     start, stop = rank * count // ranks, (rank + 1) * count // ranks
     queries = replace(
-        problem.queries, raw=problem.queries.raw[start:stop], factor=problem.queries.factor[start:stop]
+        inputs.queries, raw=inputs.queries.raw[start:stop], factor=inputs.queries.factor[start:stop]
     )
-    return gather(keys_of(replace(problem, queries=queries, own=problem.own[start:stop])))
+    return gather(keys_of(replace(inputs, queries=queries, own=inputs.own[start:stop])))

@@ -1,4 +1,4 @@
-"""How a sweep is cut, so that its tiles and candidates fit the memory budget, and in which order it goes."""
+"""How a sweep is cut into tiles that, with its candidates, fit the memory budget; and in which order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unseen.retrieval.problem import Problem
-from unseen.retrieval.rounding import Precision
-from unseen.retrieval.similarity import Vectors, norms_of
+from unseen.retrieval.engine.inputs import SearchInputs
+from unseen.retrieval.engine.rounding import Precision
+from unseen.retrieval.engine.vectors import Vectors, norms_of
 
 STRIPE = 64  # products that are looked at together: few stripes hold anything near
 CENTRES = 256  # most groups of like vectors, found on SAMPLE vectors for each
@@ -19,7 +19,7 @@ SIDE = 1024  # most rows and columns of a tile, whose products should stay in a 
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How a sweep is cut.
 
     Args:
@@ -37,14 +37,14 @@ class Plan:
     symmetric: bool
 
 
-def plan_sweep(problem: Problem, k: int, memory_budget: int, precision: Precision) -> Plan:
+def tile_sweep(inputs: SearchInputs, k: int, memory_budget: int, precision: Precision) -> Tiling:
     """Cut the sweep so that tiles and candidates fit the budget."""
     free = memory_budget / (16 * torch.get_num_threads())
     side = min(SIDE, max(STRIPE, 2 ** int(math.log2(max(1.0, math.sqrt(free))))))
     capacity = 2 * k + 256
-    panels = -(-len(problem.queries) // side)
+    panels = -(-len(inputs.queries) // side)
     together = max(1, min(panels, memory_budget // 2 // (side * capacity * 8)))
-    return Plan(precision, side, capacity, together, problem.symmetric and together == panels)
+    return Tiling(precision, side, capacity, together, inputs.symmetric and together == panels)
 
 
 def like_with_like(vectors: Vectors, side: int) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unseen.retrieval.similarity import Similarity, Vectors, as_vectors, norms_of, prepare
+from unseen.retrieval.engine.vectors import Similarity, Vectors, as_vectors, norms_of, prepare
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchInputs:
     """Queries, and a gallery ordered by id, so that a lower position is a lower id.
 
     Args:
@@ -35,7 +35,9 @@ class Problem:
         return self.queries is self.gallery
 
 
-def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any) -> Problem:
+def check_inputs(
+    embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any
+) -> SearchInputs:
     """Check and prepare: everything that can be wrong is found here, before any long work."""
     queries_ids = _as_ids(ids, "ids")
     raw = as_vectors(embeddings, "embeddings", queries_ids)
@@ -44,7 +46,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
             raise ValueError("gallery_ids were given without a gallery; pass ids instead.")
         sorted_ids, order = _ordered(queries_ids, len(raw), "ids", raw.device)
         queries = prepare(_arranged(raw, order), similarity)
-        return Problem(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
+        return SearchInputs(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
     known_ids = _as_ids(gallery_ids, "gallery_ids")
     raw_gallery = as_vectors(gallery, "gallery", known_ids)
     if raw_gallery.shape[1] != raw.shape[1] or raw_gallery.device != raw.device:
@@ -60,7 +62,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
         wanted, _ = _ordered(queries_ids, len(raw), "ids", raw.device, keep_order=True)
         place = torch.searchsorted(sorted_ids, wanted).clamp(max=len(sorted_ids) - 1)
         own = torch.where(sorted_ids[place] == wanted, place, own)
-    return Problem(
+    return SearchInputs(
         prepare(raw, similarity, largest), prepare(raw_gallery, similarity, largest), own, sorted_ids, order
     )
 
