@@ -1,3 +1,7 @@
+"""`RetrievalMetric` gives what `evaluate` gives: in batches, of a gallery, on any number of ranks."""
+
+import functools
+
 import pytest
 import torch
 
@@ -29,3 +33,33 @@ def test_reset_forgets():
     metric.reset()
     metric.update(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), torch.arange(4))
     assert metric.compute()["recall_at_1"] == 1
+
+
+def embedded_rows():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(97) % 13
+    vectors = torch.randn(13, 8, generator=generator)[labels] + torch.randn(97, 8, generator=generator)
+    vectors[40:44] = vectors[40]
+    return vectors, labels
+
+
+def measure_part(rank, world, separate):
+    """Every world-th row, the first rows again so that parts are equal: what a distributed sampler gives."""
+    vectors, labels = embedded_rows()
+    rows = torch.arange(97)
+    rows = torch.cat([rows, rows[: -97 % world]])[rank::world]
+    metric = RetrievalMetric(recall_at=(1, 5))
+    for batch in rows.split(10):
+        metric.update(vectors[batch], labels[batch], batch)
+        if separate:
+            metric.update(vectors[batch], labels[batch], batch + 1000, gallery=True)
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("separate", [False, True])
+def test_any_number_of_ranks_with_padded_rows_gives_the_result_of_one_process(world, separate, on_ranks):
+    vectors, labels = embedded_rows()
+    arguments = {"gallery": vectors, "gallery_labels": labels} if separate else {}
+    single = evaluate(vectors, labels, recall_at=(1, 5), **arguments).metrics
+    assert on_ranks(world, functools.partial(measure_part, separate=separate)) == [single] * world

@@ -4,7 +4,6 @@ candidates that these vectors leave."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -37,10 +36,10 @@ def choose_precision(inputs: SearchInputs, k: int, memory_budget: int) -> Precis
     if products < SMALL:
         return "float64"
     generator = torch.Generator().manual_seed(0)
-    sample = max(4, min(QUERIES, SCORES // count))
+    sample = max(4, min(QUERIES, SCORES // count, memory_budget // (64 * count)))
     rows = torch.randint(len(inputs.queries), (sample,), generator=generator)
-    items = _only(inputs.gallery, torch.randint(count, (ITEMS,), generator=generator))
-    queries = _only(inputs.queries, rows)
+    items = inputs.gallery.only(torch.randint(count, (ITEMS,), generator=generator))
+    queries = inputs.queries.only(rows)
     gaps = _gaps(inputs, queries, rows, k)
 
     each_pair = width * seconds_per_product(torch.float64) + SCORE_SECONDS
@@ -50,6 +49,8 @@ def choose_precision(inputs: SearchInputs, k: int, memory_budget: int) -> Precis
         if math.isinf(speed):
             return speed
         tiling = tile_sweep(inputs, k, memory_budget, precision)
+        if tiling is None:
+            return math.inf
         rounded = round_to(items, torch.arange(len(items)), len(items), precision)
         asked = round_to(queries, torch.arange(sample), sample, precision)
         base, slope = error_terms(asked, slice(None), rounded)
@@ -67,10 +68,6 @@ def choose_precision(inputs: SearchInputs, k: int, memory_budget: int) -> Precis
     if fits_whole(inputs, memory_budget):  # then each product serves two pairs
         all_pairs = pairs / 2 * (each_pair + SCORE_SECONDS)
     return "float64" if all_pairs <= seconds(best) else best
-
-
-def _only(vectors: Vectors, positions: Tensor) -> Vectors:
-    return replace(vectors, raw=vectors.raw[positions], factor=vectors.factor[positions])
 
 
 def _gaps(inputs: SearchInputs, queries: Vectors, rows: Tensor, k: int) -> Tensor:

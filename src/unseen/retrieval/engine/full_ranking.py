@@ -40,7 +40,7 @@ def full_ranking(
         place = (first[chunk, None] + offset).clamp(max=len(order) - 1)
         relevant = torch.where(inside, order[place], LAST)
         relevant = torch.where(relevant == inputs.own[chunk, None], LAST, relevant)
-        keys = exact_keys(inputs, chunk, relevant, widest)
+        keys = exact_keys(inputs, chunk, relevant, widest, memory_budget)
         ahead = _irrelevant_ahead(inputs, chunk, keys, labels, gallery_labels, columns)
         counts = (relevant != LAST).sum(dim=1)
         ranks = torch.arange(1, widest + 1, device=labels.device)

@@ -3,7 +3,7 @@ work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,20 @@ class SearchInputs:
     @property
     def symmetric(self) -> bool:
         return self.queries is self.gallery
+
+    @property
+    def query_rows(self) -> Tensor:
+        """`(N,)` rows of the queries as given."""
+        return self.order if self.symmetric else torch.arange(len(self.queries), device=self.own.device)
+
+    @property
+    def available(self) -> int:
+        """How many neighbours a query can have at most."""
+        return max(1, len(self.gallery) - self.symmetric)
+
+    def only(self, positions: Tensor) -> SearchInputs:
+        """Some of the queries, against the whole gallery."""
+        return replace(self, queries=self.queries.only(positions), own=self.own[positions])
 
 
 def check_inputs(

@@ -78,6 +78,14 @@ class Candidates(NamedTuple):
     written: float
 
 
+def rows_of(candidates: Candidates, rows: slice) -> Candidates:
+    """Those of some queries; views of the same memory."""
+    parts: dict[str, Any] = {
+        name: value[rows] for name, value in candidates._asdict().items() if isinstance(value, np.ndarray)
+    }
+    return candidates._replace(**parts)
+
+
 class Tile(NamedTuple):
     """How to read products with a gallery panel.
 

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from unseen.retrieval.engine import kernels
 from unseen.retrieval.engine.inputs import SearchInputs
-from unseen.retrieval.engine.kernels import HIDDEN, Candidates, Pairs, Tile, decide, scan_columns, scan_rows
+from unseen.retrieval.engine.kernels import (
+    HIDDEN,
+    Candidates,
+    Pairs,
+    Tile,
+    decide,
+    rows_of,
+    scan_columns,
+    scan_rows,
+)
 from unseen.retrieval.engine.keys import LAST, to_keys, top
 from unseen.retrieval.engine.rounding import (
     PRODUCT_DTYPES,
@@ -67,7 +76,7 @@ class Sweep:
             self._buffers.put(torch.empty((side, side), dtype=PRODUCT_DTYPES[self.tiling.precision]))
 
         def finish(panel: Panel) -> None:
-            keys[panel.rows], decided[panel.rows] = panel.finish()
+            panel.finish(keys, decided)
 
         starts = range(0, len(keys), side)
         for first in range(0, len(starts), self.tiling.together):
@@ -154,11 +163,17 @@ class Panel:
             written=WRITTEN[sweep.tiling.precision],
         )
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Keys `(m, k)` of the nearest, and `(m,)` bool: false for a query that was given up."""
-        similarities = torch.full(self.candidates.scores.shape, -torch.inf)
-        positions = torch.full(self.candidates.scores.shape, LAST)
-        decide(self.candidates, self.sweep.pairs, similarities.numpy(), positions.numpy())
-        width = max(int(self.candidates.used.max()), 1)
-        keys = top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.k)
-        return keys, torch.from_numpy(self.candidates.threshold) < torch.inf
+    def finish(self, keys: Tensor, decided: Tensor) -> None:
+        """Write, at the panel's rows, the keys of the nearest `(N, k)` and which queries were not given up
+        `(N,)`."""
+        for start in range(0, len(self.rows), self.sweep.tiling.piece):
+            piece = slice(start, start + self.sweep.tiling.piece)
+            keys[self.rows[piece]] = self._nearest(rows_of(self.candidates, piece))
+        decided[self.rows] = torch.from_numpy(self.candidates.threshold) < torch.inf
+
+    def _nearest(self, candidates: Candidates) -> Tensor:
+        similarities = torch.full(candidates.scores.shape, -torch.inf)
+        positions = torch.full(candidates.scores.shape, LAST)
+        decide(candidates, self.sweep.pairs, similarities.numpy(), positions.numpy())
+        width = max(int(candidates.used.max()), 1)
+        return top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.k)
