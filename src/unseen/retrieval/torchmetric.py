@@ -31,6 +31,8 @@ class RetrievalMetric(Metric):
         tensor(1., dtype=torch.float64)
     """
 
+    gallery_ids: list[Tensor] | Tensor
+
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
@@ -65,8 +67,9 @@ class RetrievalMetric(Metric):
     def result(self) -> RetrievalResult:
         """Everything `evaluate` returns, of what this process holds (inside `compute`: of all ranks)."""
         embeddings, labels, ids = self._rows("query")
-        # A state without batches is an empty list, and after synchronisation an empty tensor.
-        if sum(len(part) for part in getattr(self, "gallery_ids")) == 0:  # noqa: B009 (a list or a tensor)
+        # A state is a list of batches, and after synchronisation one tensor (empty where the list was).
+        state = self.gallery_ids
+        if not any(part.numel() for part in ([state] if isinstance(state, Tensor) else state)):
             return self._evaluate(embeddings, labels, ids=ids)
         gallery, gallery_labels, gallery_ids = self._rows("gallery")
         return self._evaluate(
