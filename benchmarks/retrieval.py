@@ -153,7 +153,7 @@ def measure(method: str, folder: Path, threads: int) -> None:
 
 def breakdown(folder: Path, threads: int) -> None:
     """Print where the time of ours goes; what several threads do is divided by their number."""
-    from unseen.retrieval import sweep
+    from unseen.retrieval.engine import nearest, sweep
 
     torch.set_num_threads(threads)
     vectors, labels = np.load(folder / "vectors.npy"), np.load(folder / "labels.npy")
@@ -171,8 +171,8 @@ def breakdown(folder: Path, threads: int) -> None:
 
         setattr(module, name, measured)
 
-    timed(sys.modules["unseen.retrieval.search"], "choose_precision", "choosing the precision", 1)
-    timed(sys.modules["unseen.retrieval.search"], "float64_search", "all pairs in float64", 1)
+    timed(nearest, "choose_precision", "choosing the precision", 1)
+    timed(nearest, "float64_search", "all pairs in float64", 1)
     timed(sweep, "like_with_like", "ordering the embeddings", 1)
     timed(sweep, "round_to", "rounding the embeddings", 1)
     timed(sweep, "multiply", "products in low precision", threads)

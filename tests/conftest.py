@@ -1,7 +1,13 @@
 """What several rooms' tests need: a tiny set of images that a tiny network can learn."""
 
+import os
+import socket
+
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from PIL import Image
 
 
@@ -34,3 +40,29 @@ def tiny_run(coloured_tree):
         "trainer.max_epochs=1",
         "trainer.accelerator=cpu",
     ]
+
+
+def _in_process(rank, world, port, work, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        torch.save(work(rank, world), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """`on_ranks(world, work)`: what `work(rank, world)` returns in each of as many processes."""
+
+    def run(world, work):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        torch.multiprocessing.start_processes(
+            _in_process, (world, port, work, str(tmp_path)), nprocs=world, start_method="fork"
+        )
+        return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+
+    return run

@@ -1,5 +1,8 @@
 """`evaluate` against loops over float64 similarities, written from the definitions."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen.retrieval import evaluate
+from unseen.retrieval.engine import nearest
 
 
 def loop_neighbours(queries, gallery, own, similarity):
@@ -44,7 +48,7 @@ def loop_metrics(rankings, labels, gallery_labels, own, ks):
 
 
 @st.composite
-def gallery_problem(draw):
+def gallery_inputs(draw):
     """Small vectors with many ties and duplicates, zero vectors, and classes of every size."""
     count = draw(st.integers(2, 40))
     width = draw(st.integers(1, 6))
@@ -62,9 +66,9 @@ def gallery_problem(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(gallery_problem(), st.sampled_from(["cosine", "euclidean", "dot"]), st.sampled_from([1, 2**30]))
-def test_evaluate_equals_the_loops(problem, similarity, memory_budget):
-    vectors, labels = problem
+@given(gallery_inputs(), st.sampled_from(["cosine", "euclidean", "dot"]), st.sampled_from([1, 2**30]))
+def test_evaluate_equals_the_loops(inputs, similarity, memory_budget):
+    vectors, labels = inputs
     if len(np.unique(labels)) == len(labels):
         with pytest.raises(ValueError, match="None of the"):
             evaluate(vectors, labels)
@@ -101,6 +105,106 @@ def test_queries_against_a_separate_gallery(similarity):
     assert result.neighbours.ids.tolist() == [ranking[:k] for ranking in rankings]
     expected = loop_metrics(rankings, labels, gallery_labels, [-1] * 30, (1, 2, 4, 8))
     assert result.metrics == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """A few large classes and many small ones, with duplicates."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(3).repeat_interleave(120), torch.arange(3, 43).repeat_interleave(5)])
+    vectors = torch.randn(43, 16, generator=generator)[labels]
+    vectors = vectors + torch.randn(len(labels), 16, generator=generator)
+    vectors[100:140] = vectors[100]
+    shuffled = torch.randperm(len(labels), generator=generator)
+    return vectors[shuffled], labels[shuffled]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean", "dot"])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_parts_give_what_one_search_gives(uneven, monkeypatch, similarity, separate, precision):
+    vectors, labels = uneven
+    arguments = {"similarity": similarity, "precision": precision, "recall_at": (1, 3)}
+    arguments["ids"] = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)) * 3
+    if separate:
+        arguments |= {"gallery": vectors[:400], "gallery_labels": labels[:400]}
+        arguments["gallery_ids"] = arguments["ids"][:400]
+    searched = []
+    keys_of = nearest.nearest_keys
+    monkeypatch.setattr(
+        nearest, "nearest_keys", lambda part, k, *rest: searched.append(k) or keys_of(part, k, *rest)
+    )
+    whole = evaluate(vectors, labels, **arguments)
+    assert searched == [int(whole.relevant.max())]
+    for budget in (1, 2**20):
+        searched.clear()
+        parts = evaluate(vectors, labels, memory_budget=budget, **arguments)
+        assert len(searched) > 1
+        assert parts.metrics == pytest.approx(whole.metrics, abs=1e-14)
+        assert torch.equal(parts.hits, whole.hits)
+        assert torch.equal(parts.neighbours.ids, whole.neighbours.ids)
+        assert torch.equal(parts.neighbours.positions, whole.neighbours.positions)
+        assert torch.equal(parts.neighbours.similarities, whole.neighbours.similarities)
+        for name, values in whole.per_query.items():
+            torch.testing.assert_close(parts.per_query[name], values, rtol=1e-14, atol=0, equal_nan=True)
+
+
+def test_small_classes_are_searched_together_although_a_large_one_does_not_fit(monkeypatch):
+    labels = torch.cat([torch.zeros(400, dtype=torch.int64), torch.arange(1, 401).repeat_interleave(4)])
+    vectors = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
+    searched = []
+    keys_of = nearest.nearest_keys
+
+    def watched(part, k, *rest):
+        searched.append((len(part.queries), part.symmetric, k))
+        return keys_of(part, k, *rest)
+
+    monkeypatch.setattr(nearest, "nearest_keys", watched)
+    evaluate(vectors, labels, memory_budget=2**21)
+    assert searched[0] == (len(labels), True, 10)
+    assert all(k == 399 and not symmetric for _, symmetric, k in searched[1:])
+    assert sum(count for count, _, _ in searched[1:]) == 400
+
+
+def test_the_kept_neighbours_are_what_metrics_and_pictures_want():
+    vectors, labels = torch.randn(60, 4), torch.arange(60) % 2
+    assert evaluate(vectors, labels).hits.shape == (60, 10)
+    assert evaluate(vectors, labels, neighbours=3).hits.shape == (60, 8)  # recall_at_8
+    result = evaluate(vectors, labels, neighbours=20, precision_at=(5,))
+    assert result.neighbours.ids.shape == result.hits.shape == (60, 20)
+    assert evaluate(vectors, labels, neighbours=100).hits.shape == (60, 59)  # all that there are
+
+
+PEAK = """
+import resource, sys, torch
+from unseen.retrieval import evaluate, search
+classes, images, width, budget, precision = *map(int, sys.argv[1:5]), sys.argv[5]
+labels = torch.arange(classes).repeat_interleave(images)
+generator = torch.Generator().manual_seed(0)
+vectors = torch.randn(classes, width, generator=generator)[labels]
+vectors += torch.randn(len(labels), width, generator=generator)
+for warm in ("float32", "bfloat16", "int8"):  # imports, thread pools, compiled loops
+    search(vectors[:600], k=8, precision=warm)
+evaluate(vectors[:600], torch.arange(600) // 2)
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+result = evaluate(vectors, labels, memory_budget=budget, precision=precision)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("classes", "images", "precision"),
+    [(10, 1500, "auto"), (10, 1500, "float64"), (10, 1500, "int8"), (3000, 5, "int8"), (3000, 5, "float64")],
+)
+def test_the_budget_bounds_what_is_held_however_large_the_classes(classes, images, precision):
+    budget, count = 64 * 2**20, classes * images
+    command = [sys.executable, "-c", PEAK, str(classes), str(images), "64", str(budget), precision]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    results = count * (10 * 21 + 400)
+    allocator = 16 * 2**20  # what it keeps of freed blocks, and threads their stacks
+    assert int(outcome.stdout) < budget + results + allocator
 
 
 def test_a_duplicate_of_the_query_is_a_neighbour_but_the_query_is_not():

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen.retrieval import search
-from unseen.retrieval.rounding import multiply
+from unseen.retrieval import evaluate, search
+from unseen.retrieval.engine.rounding import multiply
+from unseen.retrieval.engine.vectors import has_float64
 
 
 def float64_neighbours(queries, gallery, own, k, similarity):
@@ -173,6 +174,13 @@ def test_int8_products_are_exact_at_the_extremes():
     assert product[0, 1] == -127 * 127 * 512
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 17])
+def test_int8_products_are_those_of_integers_in_any_width(width):
+    values = torch.randint(-127, 128, (64, width), dtype=torch.int8)
+    product = multiply(values, values, torch.empty((64, 64), dtype=torch.int32))
+    assert torch.equal(product, values.int() @ values.int().T)
+
+
 def test_inference_mode_and_one_thread_change_nothing():
     vectors = torch.randn(1500, 16)
     expected = search(vectors, k=3, precision="float32").ids
@@ -195,10 +203,47 @@ def test_an_error_in_a_thread_arrives_and_the_next_search_works(monkeypatch):
         raise MemoryError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("unseen.retrieval.sweep.multiply", broken)
+        patched.setattr("unseen.retrieval.engine.sweep.multiply", broken)
         with pytest.raises(MemoryError, match="no room"):
             search(vectors, k=3, precision="int8")
     assert torch.equal(search(vectors, k=3, precision="int8").ids, expected)
+
+
+class WithoutFloat64(torch.Tensor):
+    """As a tensor on Apple's GPU: it refuses float64, and on the CPU it is an ordinary tensor."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        moved = function is torch.Tensor.to and any(isinstance(value, torch.device) for value in args)
+        if moved or function is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_device_without_float64_decides_on_the_cpu(monkeypatch, separate):
+    plain, labels = torch.randn(40, 6), torch.arange(40) % 4
+    vectors, theirs = plain.as_subclass(WithoutFloat64), labels.as_subclass(WithoutFloat64)
+    ids = torch.arange(40).flip(0).as_subclass(WithoutFloat64)
+    gallery = {"gallery": vectors[10:], "gallery_ids": ids[10:]} if separate else {}
+    known = {"gallery_labels": theirs[10:]} if separate else {}
+    with pytest.raises(TypeError, match="float64"):
+        search(vectors, k=3)
+    monkeypatch.setattr("unseen.retrieval.engine.vectors.has_float64", lambda device: False)
+    found = search(vectors, k=3, ids=ids, **gallery)
+    result = evaluate(vectors, theirs, ids=ids, mrr=True, **gallery, **known)
+    monkeypatch.undo()
+    gallery = {name: value.as_subclass(torch.Tensor) for name, value in gallery.items()}
+    known = {name: value.as_subclass(torch.Tensor) for name, value in known.items()}
+    ids = ids.as_subclass(torch.Tensor)
+    assert torch.equal(found.ids, search(plain, k=3, ids=ids, **gallery).ids)
+    assert result.metrics == evaluate(plain, labels, ids=ids, mrr=True, **gallery, **known).metrics
+    assert has_float64(torch.device("cpu"))
+    assert has_float64(torch.device("cuda"))
+    assert not has_float64(torch.device("mps"))
 
 
 def test_needs_only_torch_and_numpy():

@@ -1,6 +1,7 @@
 """Real training on tiny data: what must move moves, what is frozen rests, and λ follows progress."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from unseen.config.command_line import load_config
+from unseen.data.batch import Batch
 from unseen.evaluation.embed import embed
 from unseen.evaluation.measure import measure
 from unseen.workflow.run import build, execute
@@ -158,3 +160,59 @@ def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):
     fitted(run)
     assert len(seen) == 6
     assert seen[:2] == seen[2:4] == seen[4:]
+
+
+def validation_rows():
+    """27 images of four classes, and a learner that has not learned."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(27) % 4
+    colour = torch.randint(40, 200, (4, 3, 1, 1), generator=generator)[labels]
+    noise = torch.randint(0, 55, (27, 3, 32, 32), generator=generator)
+    return Batch((colour + noise).to(torch.uint8), labels, torch.arange(27))
+
+
+def validated(learner, batches):
+    logged = {}
+    learner.eval()
+    learner.log = lambda name, value, **_: logged.update({name: value})
+    with torch.inference_mode():
+        for index, batch in enumerate(batches):
+            learner.validation_step(batch, index)
+        learner.on_validation_epoch_end()
+    return logged
+
+
+def validated_part(rank, world, learner):
+    """Every world-th image, the first again so that parts are equal: what a distributed sampler gives."""
+    rows = torch.arange(27)
+    rows = torch.cat([rows, rows[: -27 % world]])[rank::world]
+    whole = validation_rows()
+    return validated(learner, [Batch(*(column[part] for column in whole)) for part in rows.split(8)])
+
+
+def test_validation_of_several_processes_is_that_of_one(tiny_run, tmp_path, on_ranks):
+    run = made(tiny_run, tmp_path / "run", "sampler.classes_per_batch=4")
+    images = validation_rows()
+    wanted = run.evaluate(embed(run.learner.embedder, [images]).embeddings, images.labels).metrics
+    found = on_ranks(2, functools.partial(validated_part, learner=run.learner))
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx({f"validation/{name}": value for name, value in wanted.items()})
+
+
+def test_validation_embeds_in_float32_whatever_the_precision_of_training(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    seen = []
+    run.learner.validation.update = lambda embeddings, labels, ids: seen.append(embeddings)
+    images = validation_rows()
+    run.learner.eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        run.learner.validation_step(images, 0)
+    assert torch.equal(seen[0], embed(run.learner.embedder, [images]).embeddings)
+
+
+def test_a_second_validation_forgets_the_first(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    first = validated(run.learner, [validation_rows()])
+    assert "validation/recall_at_1" in first
+    assert validated(run.learner, [validation_rows()]) == first
+    assert not [name for name in run.learner.state_dict() if name.startswith("validation")]

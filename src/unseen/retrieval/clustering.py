@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unseen.retrieval.similarity import Similarity
+from unseen.retrieval.engine.vectors import Similarity
 
 
 def cluster_agreement(

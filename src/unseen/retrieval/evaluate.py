@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unseen.retrieval import metrics as measure
 from unseen.retrieval.clustering import cluster_agreement
-from unseen.retrieval.distributed import first_of_each, gather
-from unseen.retrieval.problem import pose
-from unseen.retrieval.ranking import full_ranking
-from unseen.retrieval.rounding import Precision
-from unseen.retrieval.search import GIB, Neighbours, search
-from unseen.retrieval.similarity import Similarity, as_labels, as_vectors, full_precision
+from unseen.retrieval.engine.full_ranking import full_ranking
+from unseen.retrieval.engine.inputs import SearchInputs, check_inputs
+from unseen.retrieval.engine.keys import LAST, from_keys
+from unseen.retrieval.engine.nearest import AnyPrecision, nearest_in_parts
+from unseen.retrieval.engine.vectors import Similarity, as_labels, as_vectors, full_precision
+from unseen.retrieval.search import GIB, Neighbours, no_neighbours, write_neighbours
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class RetrievalResult:
         per_query: metric name → `(N,)` float64; NaN where a query has no relevant item (with `skip`).
         classes: `(C,)` int64, ascending: the labels that occur among queries.
         per_class: metric name → `(C,)` float64, mean over the queries of that class that count, NaN for none.
-        neighbours: the `k` nearest of each query, as many as the metrics needed.
-        ids: `(N,)` int64, of the queries: as given, gathered and sorted if distributed, or the row.
-        labels: `(N,)` int64, of the queries, likewise.
+        neighbours: the `k` nearest of each query: as many as were asked for, or as a metric at K wants, or as
+            the gallery holds.
+        ids: `(N,)` int64, of the queries: as given, or the row.
+        labels: `(N,)` int64, of the queries.
         hits: `(N, k)` bool, which neighbours share the query's label.
         relevant: `(N,)` int64, how many relevant items the gallery holds for each query, itself excluded.
     """
@@ -65,14 +66,15 @@ def evaluate(
     nmi: bool = False,
     ami: bool = False,
     without_relevant: Literal["skip", "zero"] = "skip",
+    neighbours: int = 10,
     memory_budget: int = GIB,
-    precision: Precision | Literal["float64", "auto"] = "auto",
-    distributed: bool = False,
+    precision: AnyPrecision = "auto",
 ) -> RetrievalResult:
     """Retrieval metrics of `N` queries against a gallery, or against each other.
 
     Args:
-        embeddings: `(N, d)` NumPy or torch, any device.
+        embeddings: `(N, d)` NumPy or torch, any device. One without float64 (MPS) hands them to the CPU, and
+            results lie there; else they lie where the embeddings do.
         labels: `(N,)` integers.
         gallery: `(G, d)`; None means that queries are the gallery, each excluded from its own neighbours.
         gallery_labels: `(G,)` integers.
@@ -90,60 +92,48 @@ def evaluate(
         ami: give `ami`, likewise.
         without_relevant: a query whose label no other gallery item has cannot be answered: `skip` leaves it
             out of every mean (as Musgrave et al. 2020), `zero` counts it as a miss.
-        memory_budget: bytes for blocks and candidates, beyond inputs and results.
+        neighbours: how many to keep of each query, for pictures; more where a metric at K needs them.
+        memory_budget: bytes that are held beyond inputs (float32, in the order of their ids), results and a
+            few numbers a row, however large the classes: where the R nearest of all queries do not fit, parts
+            of the queries are searched one after another. A budget below the inputs' size may rule the fast
+            pass out. The clusters of `nmi` and `ami` are scikit-learn's own.
         precision: of the fast pass on a CPU; decides speed, never results. See `search`.
-        distributed: each rank of torch.distributed passes its own part of queries (and gallery) and gets the
-            result of all, the same for any number of ranks. Rows that a sampler repeated count once if `ids`
-            (and `gallery_ids`) are given; without, ids number the parts one after another.
 
     Raises:
         ValueError: malformed input, NaN or infinite embeddings (with their ids), no query to answer.
     """
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels belong together; got only one of them.")
-    raw, labels, ids = _collect(embeddings, labels, ids, "", distributed)
-    known = labels
+    numbers = None if ids is None else torch.as_tensor(ids)
+    raw = as_vectors(embeddings, "embeddings", numbers)
+    labels = known = as_labels(labels, len(raw), "labels").to(raw.device)
+    inputs = check_inputs(raw, gallery, similarity, ids, gallery_ids)
     if gallery is not None:
-        gallery, known, gallery_ids = _collect(gallery, gallery_labels, gallery_ids, "gallery_", distributed)
-    own = _own_in_gallery(len(raw), gallery, ids, gallery_ids)
-    relevant = _count_relevant(labels, known, own.to(raw.device))
+        known = as_labels(gallery_labels, len(inputs.gallery), "gallery_labels").to(raw.device)
+    given = inputs.query_rows
+    relevant = _count_relevant(labels, known, torch.empty_like(inputs.own).index_copy_(0, given, inputs.own))
     if not relevant.any():
         raise ValueError(
             f"None of the {len(raw)} queries has a gallery item of its label: nothing can be retrieved. "
             "Check that labels and gallery_labels number the classes alike and that classes have two images."
         )
-    whole_classes = int(relevant.max()) if map_at_r or r_precision else 1
-    neighbours = search(
-        raw,
-        gallery,
-        k=max(whole_classes, *recall_at, *precision_at, *knn_accuracy_at),
-        similarity=similarity,
-        ids=ids,
-        gallery_ids=gallery_ids,
-        memory_budget=memory_budget,
-        precision=precision,
-        distributed=distributed,
-    )
-    found = neighbours.positions >= 0
-    neighbour_labels = known[neighbours.positions.clamp(min=0)]
-    hits = (neighbour_labels == labels[:, None]) & found
-
+    asked = _AtRank(tuple(recall_at), tuple(precision_at), tuple(knn_accuracy_at), map_at_r, r_precision)
+    kept = min(max(1, neighbours, *recall_at, *precision_at, *knn_accuracy_at), inputs.available)
+    nearest = no_neighbours(len(raw), kept, raw.device)
+    hits = torch.zeros((len(raw), kept), dtype=torch.bool, device=raw.device)
     values: dict[str, Tensor] = {}
-    values |= {f"recall_at_{k}": measure.recall_at(hits, k) for k in recall_at}
-    values |= {f"precision_at_{k}": measure.precision_at(hits, k) for k in precision_at}
-    values |= {
-        f"knn_accuracy_{k}": measure.knn_accuracy(labels, neighbour_labels, k, found) for k in knn_accuracy_at
-    }
-    if map_at_r:
-        values["map_at_r"] = measure.map_at_r(hits, relevant)
-    if r_precision:
-        values["r_precision"] = measure.r_precision(hits, relevant)
+    depth = relevant.clamp(min=kept) if map_at_r or r_precision else torch.full_like(relevant, kept)
+    for positions, keys in nearest_in_parts(inputs, depth[given], memory_budget, precision):
+        rows = given[positions]
+        write_neighbours(nearest, rows, inputs, keys[:, :kept])
+        part_hits, found, theirs = _compare(inputs, keys, labels[rows], known)
+        hits[rows] = part_hits[:, :kept]
+        for name, value in asked.values(part_hits, found, labels[rows], theirs, relevant[rows]).items():
+            values.setdefault(name, torch.empty(len(raw), dtype=value.dtype, device=raw.device))[rows] = value
     if mean_average_precision or mrr:
-        problem = pose(raw, gallery, similarity, ids, gallery_ids)
-        rows = problem.order if problem.symmetric else torch.arange(len(raw), device=raw.device)
         with full_precision(raw.device):
-            whole = full_ranking(problem, labels[rows], known[problem.order], memory_budget)
-        average, reciprocal = (torch.empty_like(value).index_copy_(0, rows, value) for value in whole)
+            whole = full_ranking(inputs, labels[given], known[inputs.order], memory_budget)
+        average, reciprocal = (torch.empty_like(value).index_copy_(0, given, value) for value in whole)
         values |= {"mean_average_precision": average} if mean_average_precision else {}
         values |= {"mrr": reciprocal} if mrr else {}
     clusters = cluster_agreement(raw, labels, similarity) if nmi or ami else {}
@@ -157,46 +147,57 @@ def evaluate(
         per_query=per_query,
         classes=classes,
         per_class={name: _class_means(value, member, len(classes)) for name, value in per_query.items()},
-        neighbours=neighbours,
-        ids=torch.arange(len(raw), device=raw.device) if ids is None else ids.to(torch.int64),
+        neighbours=nearest,
+        ids=torch.arange(len(raw), device=raw.device)
+        if numbers is None
+        else numbers.to(raw.device, torch.int64),
         labels=labels,
         hits=hits,
         relevant=relevant,
     )
 
 
-def _collect(
-    vectors: Any, labels: Any, ids: Any, prefix: str, distributed: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Checked vectors, labels and ids on one device; of all ranks, each id once, if distributed."""
-    numbers = None if ids is None else torch.as_tensor(ids)
-    raw = as_vectors(vectors, "gallery" if prefix else "embeddings", numbers)
-    labels = as_labels(labels, len(raw), f"{prefix}labels").to(raw.device)
-    numbers = None if numbers is None else numbers.to(raw.device)
-    if not distributed:
-        return raw, labels, numbers
-    raw, labels = gather(raw), gather(labels)
-    if numbers is None:
-        return raw, labels, None
-    numbers = gather(numbers)
-    rows = first_of_each(numbers)
-    return raw[rows], labels[rows], numbers[rows]
+class _AtRank(NamedTuple):
+    """Which metrics of the nearest are asked for."""
+
+    recall: tuple[int, ...]
+    precision: tuple[int, ...]
+    knn_accuracy: tuple[int, ...]
+    map_at_r: bool
+    r_precision: bool
+
+    def values(
+        self, hits: Tensor, found: Tensor, labels: Tensor, neighbour_labels: Tensor, relevant: Tensor
+    ) -> dict[str, Tensor]:
+        """Metric → `(n,)` of `n` queries; arguments as in `metrics`."""
+        values = {f"recall_at_{k}": measure.recall_at(hits, k) for k in self.recall}
+        values |= {f"precision_at_{k}": measure.precision_at(hits, k) for k in self.precision}
+        values |= {
+            f"knn_accuracy_{k}": measure.knn_accuracy(labels, neighbour_labels, k, found)
+            for k in self.knn_accuracy
+        }
+        if self.map_at_r:
+            values["map_at_r"] = measure.map_at_r(hits, relevant)
+        if self.r_precision:
+            values["r_precision"] = measure.r_precision(hits, relevant)
+        return values
 
 
-def _own_in_gallery(count: int, gallery: Any, ids: Any, gallery_ids: Any) -> Tensor:
-    """`(N,)` bool: is the query itself in the gallery?"""
-    if gallery is None:
-        return torch.ones(count, dtype=torch.bool)
-    if ids is None or gallery_ids is None:
-        return torch.zeros(count, dtype=torch.bool)
-    return torch.isin(torch.as_tensor(ids).cpu(), torch.as_tensor(gallery_ids).cpu())
+def _compare(
+    inputs: SearchInputs, keys: Tensor, labels: Tensor, gallery_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of neighbours `(n, k)`: which are relevant, which there are, and their labels."""
+    positions = from_keys(keys)[1]
+    found = positions != LAST
+    theirs = gallery_labels[inputs.order[torch.where(found, positions, 0)]]
+    return (theirs == labels[:, None]) & found, found, theirs
 
 
-def _count_relevant(labels: Tensor, gallery_labels: Tensor, own_in_gallery: Tensor) -> Tensor:
-    """`(N,)` int64: gallery items of each query's label, itself excluded."""
+def _count_relevant(labels: Tensor, gallery_labels: Tensor, own: Tensor) -> Tensor:
+    """`(N,)` int64: gallery items of each query's label, itself excluded; `own` is -1 where it is absent."""
     known, sizes = gallery_labels.unique(return_counts=True)
     place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-    return torch.where(known[place] == labels, sizes[place], 0) - own_in_gallery.long()
+    return torch.where(known[place] == labels, sizes[place], 0) - (own >= 0).long()
 
 
 def _class_means(values: Tensor, member: Tensor, count: int) -> Tensor:

@@ -8,19 +8,15 @@ equal a float64 brute force with similarities rounded to float32 and ties broken
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unseen.retrieval.choice import choose_precision
-from unseen.retrieval.distributed import share, world_size
-from unseen.retrieval.exact import blocked_search, float64_search
-from unseen.retrieval.order import LAST, from_keys
-from unseen.retrieval.plan import plan_sweep
-from unseen.retrieval.problem import Problem, pose
-from unseen.retrieval.rounding import Precision
-from unseen.retrieval.similarity import Similarity, full_precision
+from unseen.retrieval.engine.inputs import SearchInputs, check_inputs
+from unseen.retrieval.engine.keys import LAST, from_keys
+from unseen.retrieval.engine.nearest import AnyPrecision, nearest_in_parts
+from unseen.retrieval.engine.vectors import Similarity
 
 GIB = 2**30
 
@@ -49,77 +45,54 @@ def search(
     ids: Any = None,
     gallery_ids: Any = None,
     memory_budget: int = GIB,
-    precision: Precision | Literal["float64", "auto"] = "auto",
-    distributed: bool = False,
+    precision: AnyPrecision = "auto",
 ) -> Neighbours:
     """The `k` nearest gallery items of each query, exactly; a query is never its own neighbour.
 
     Args:
-        embeddings: `(N, d)` NumPy or torch, any device.
+        embeddings: `(N, d)` NumPy or torch, any device. One without float64 (MPS) hands them to the CPU, and
+            results lie there; else they lie where the embeddings do.
         gallery: `(G, d)`; None means that queries are the gallery, each excluded from its own neighbours.
         k: how many neighbours.
         similarity: `cosine` (0 for a zero vector), `dot`, or `euclidean` (minus the distance).
         ids: `(N,)` distinct integers; by default the row. They break ties and name rows in errors.
         gallery_ids: `(G,)`; with both given, a query and a gallery item of the same id are the same thing
             and excluded; without, nothing in a separate gallery is excluded.
-        memory_budget: bytes for blocks and candidates, beyond inputs and results.
+        memory_budget: bytes that are held beyond inputs (float32, in the order of their ids), results and a
+            few numbers a row. A budget below the inputs' size may rule the fast pass out.
         precision: of the fast pass on a CPU, which decides speed and never results: `float32`, `bfloat16`,
             `int8`, `float64` for none, or `auto`, what a short measurement of the machine and of the
             embeddings favours.
-        distributed: share the queries among the ranks of torch.distributed; every rank passes the same
-            vectors and gets all results.
 
     Raises:
         ValueError: shapes, ids or values that cannot be searched; the message names them.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}.")
-    problem = pose(embeddings, gallery, similarity, ids, gallery_ids)
+    inputs = check_inputs(embeddings, gallery, similarity, ids, gallery_ids)
+    neighbours = no_neighbours(len(inputs.queries), k, inputs.own.device)
+    given = inputs.query_rows
+    depth = torch.full_like(inputs.own, k)
+    for rows, keys in nearest_in_parts(inputs, depth, memory_budget, precision):
+        write_neighbours(neighbours, given[rows], inputs, keys)
+    return neighbours
 
-    def keys_of(part: Problem) -> Tensor:
-        return nearest_keys(part, k, memory_budget, precision)
 
-    shared = distributed and world_size() > 1
-    with full_precision(problem.own.device):
-        keys = share(problem, keys_of) if shared else keys_of(problem)
+def no_neighbours(count: int, k: int, device: torch.device) -> Neighbours:
+    """`count` queries that have found nothing yet."""
+    return Neighbours(
+        positions=torch.full((count, k), -1, device=device),
+        ids=torch.full((count, k), -1, device=device),
+        similarities=torch.full((count, k), -torch.inf, device=device),
+    )
+
+
+def write_neighbours(neighbours: Neighbours, rows: Tensor, inputs: SearchInputs, keys: Tensor) -> None:
+    """Write what `keys` `(n, k)` say into `rows` `(n,)` of neighbours `(N, k)`."""
     similarities, positions = from_keys(keys)
     found = positions != LAST
     positions = torch.where(found, positions, 0)
-    missing = torch.tensor(-1, device=positions.device)
-    neighbours = Neighbours(
-        positions=torch.where(found, problem.order[positions], missing),
-        ids=torch.where(found, problem.ids[positions], missing),
-        similarities=similarities,
-    )
-    if not problem.symmetric or ids is None:
-        return neighbours
-    back = torch.argsort(problem.order)
-    return Neighbours(neighbours.positions[back], neighbours.ids[back], neighbours.similarities[back])
-
-
-def nearest_keys(
-    problem: Problem, k: int, memory_budget: int, precision: Precision | Literal["float64", "auto"]
-) -> Tensor:
-    """Keys `(N, k)`: a faster search where it pays, all pairs in float64 for what it leaves open."""
-    device = problem.own.device
-    keys = torch.empty((len(problem.queries), k), dtype=torch.int64, device=device)
-    open_rows = torch.arange(len(problem.queries), device=device)
-    if len(open_rows) == 0:
-        return keys
-    # An accelerator's own top-k is fast, and a sweep that holds most of the gallery saves nothing.
-    swept: Precision | Literal["float64"] = "float64"
-    if device.type == "cpu" and 8 * k <= len(problem.gallery):
-        swept = choose_precision(problem, k, memory_budget) if precision == "auto" else precision
-    if swept != "float64":
-        # Here, because small problems need not wait for a compiler.
-        from unseen.retrieval.sweep import Sweep
-
-        keys, decided = Sweep(problem, k, plan_sweep(problem, k, memory_budget, swept)).run()
-        open_rows = (~decided).nonzero().squeeze(1)
-    # Euclidean distances need differences, not products: only of what products leave.
-    if len(open_rows) and (device.type != "cpu" or problem.queries.similarity == "euclidean"):
-        keys[open_rows], decided = blocked_search(problem, open_rows, k, memory_budget)
-        open_rows = open_rows[~decided]
-    if len(open_rows):
-        keys[open_rows] = float64_search(problem, open_rows, k, memory_budget)
-    return keys
+    missing = torch.tensor(-1, device=keys.device)
+    neighbours.positions[rows] = torch.where(found, inputs.order[positions], missing)
+    neighbours.ids[rows] = torch.where(found, inputs.ids[positions], missing)
+    neighbours.similarities[rows] = similarities

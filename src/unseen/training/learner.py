@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unseen.data.batch import Batch
 from unseen.nn.adversary import AdversaryOutput, ClassAdversary
 from unseen.nn.embedder import Embedded, Embedder
-from unseen.retrieval import evaluate
+from unseen.retrieval import RetrievalMetric, evaluate
 from unseen.training.optimization import Optimization
 
 
@@ -43,9 +43,8 @@ class MetricLearner(LightningModule):
         self.loss = loss
         self.adversary = adversary
         self.optimization = optimization
-        self.evaluate = evaluate
+        self.validation = RetrievalMetric(evaluate)
         self._layout = layout
-        self._validation: list[tuple[Tensor, Tensor]] = []
 
     @property
     def progress(self) -> float:
@@ -118,15 +117,20 @@ class MetricLearner(LightningModule):
         self.embedder.freeze_backbone(self.current_epoch < self.optimization.frozen_backbone_epochs)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Embed images of the validation classes."""
-        self._validation.append((self(batch.images).embedding.float(), batch.labels))
+        """Embed images of the validation classes in float32, as the measurement does."""
+        with torch.autocast(self.device.type, enabled=False):
+            embedded = self(batch.images)
+        self.validation.update(embedded.embedding, batch.labels, batch.ids)
 
     def on_validation_epoch_end(self) -> None:
-        """Retrieval among the validation classes, which training does not see."""
-        embeddings, labels = (torch.cat(column) for column in zip(*self._validation, strict=True))
-        self._validation.clear()
-        for name, value in self.evaluate(embeddings, labels).metrics.items():
-            self.log(f"validation/{name}", value, prog_bar=name == "recall_at_1")
+        """Retrieval among the validation classes, which training does not see.
+
+        All ranks' images together, each once: every rank computes, and logs, the same.
+        """
+        for name, value in self.validation.compute().items():
+            # Synchronised already; Lightning would warn that it is not.
+            self.log(f"validation/{name}", value.item(), prog_bar=name == "recall_at_1", sync_dist=True)
+        self.validation.reset()
 
     def configure_optimizers(self) -> Any:
         """One optimiser; backbone, head, adversary and proxies in their own groups."""

@@ -3,17 +3,17 @@ work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unseen.retrieval.similarity import Similarity, Vectors, as_vectors, norms_of, prepare
+from unseen.retrieval.engine.vectors import Similarity, Vectors, as_vectors, norms_of, prepare
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchInputs:
     """Queries, and a gallery ordered by id, so that a lower position is a lower id.
 
     Args:
@@ -34,8 +34,24 @@ class Problem:
     def symmetric(self) -> bool:
         return self.queries is self.gallery
 
+    @property
+    def query_rows(self) -> Tensor:
+        """`(N,)` rows of the queries as given."""
+        return self.order if self.symmetric else torch.arange(len(self.queries), device=self.own.device)
 
-def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any) -> Problem:
+    @property
+    def available(self) -> int:
+        """How many neighbours a query can have at most."""
+        return max(1, len(self.gallery) - self.symmetric)
+
+    def only(self, positions: Tensor) -> SearchInputs:
+        """Some of the queries, against the whole gallery."""
+        return replace(self, queries=self.queries.only(positions), own=self.own[positions])
+
+
+def check_inputs(
+    embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any
+) -> SearchInputs:
     """Check and prepare: everything that can be wrong is found here, before any long work."""
     queries_ids = _as_ids(ids, "ids")
     raw = as_vectors(embeddings, "embeddings", queries_ids)
@@ -44,7 +60,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
             raise ValueError("gallery_ids were given without a gallery; pass ids instead.")
         sorted_ids, order = _ordered(queries_ids, len(raw), "ids", raw.device)
         queries = prepare(_arranged(raw, order), similarity)
-        return Problem(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
+        return SearchInputs(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
     known_ids = _as_ids(gallery_ids, "gallery_ids")
     raw_gallery = as_vectors(gallery, "gallery", known_ids)
     if raw_gallery.shape[1] != raw.shape[1] or raw_gallery.device != raw.device:
@@ -60,7 +76,7 @@ def pose(embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, galler
         wanted, _ = _ordered(queries_ids, len(raw), "ids", raw.device, keep_order=True)
         place = torch.searchsorted(sorted_ids, wanted).clamp(max=len(sorted_ids) - 1)
         own = torch.where(sorted_ids[place] == wanted, place, own)
-    return Problem(
+    return SearchInputs(
         prepare(raw, similarity, largest), prepare(raw_gallery, similarity, largest), own, sorted_ids, order
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from unseen.retrieval.distributed import first_of_each
 from unseen.retrieval.evaluate import RetrievalResult, evaluate
 
 
@@ -19,7 +20,8 @@ class RetrievalMetric(Metric):
     Rows that a distributed sampler repeated count once: every row has an id.
 
     Args:
-        arguments: keyword arguments of `evaluate`; those that concern inputs come from `update`.
+        evaluate: called with all rows; by default `unseen.retrieval.evaluate`.
+        arguments: its keyword arguments; those that concern inputs come from `update`.
 
     Example:
         >>> metric = RetrievalMetric(recall_at=(1,))
@@ -29,13 +31,15 @@ class RetrievalMetric(Metric):
         tensor(1., dtype=torch.float64)
     """
 
+    gallery_ids: list[Tensor] | Tensor
+
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, evaluate: Callable[..., RetrievalResult] = evaluate, **arguments: Any) -> None:
         super().__init__()
-        self.arguments = arguments
+        self._evaluate = functools.partial(evaluate, **arguments)
         for role in ("query", "gallery"):
             for name in ("embeddings", "labels", "ids"):
                 self.add_state(f"{role}_{name}", default=[], dist_reduce_fx="cat")
@@ -63,18 +67,18 @@ class RetrievalMetric(Metric):
     def result(self) -> RetrievalResult:
         """Everything `evaluate` returns, of what this process holds (inside `compute`: of all ranks)."""
         embeddings, labels, ids = self._rows("query")
-        # A state without batches is an empty list, and after synchronisation an empty tensor.
-        if sum(len(part) for part in getattr(self, "gallery_ids")) == 0:  # noqa: B009 (a list or a tensor)
-            return evaluate(embeddings, labels, ids=ids, **self.arguments)
+        # A state is a list of batches, and after synchronisation one tensor (empty where the list was).
+        state = self.gallery_ids
+        if not any(part.numel() for part in ([state] if isinstance(state, Tensor) else state)):
+            return self._evaluate(embeddings, labels, ids=ids)
         gallery, gallery_labels, gallery_ids = self._rows("gallery")
-        return evaluate(
+        return self._evaluate(
             embeddings,
             labels,
             ids=ids,
             gallery=gallery,
             gallery_labels=gallery_labels,
             gallery_ids=gallery_ids,
-            **self.arguments,
         )
 
     def _rows(self, role: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,3 +87,11 @@ class RetrievalMetric(Metric):
         )
         rows = first_of_each(ids)
         return embeddings[rows], labels[rows], ids[rows]
+
+
+def first_of_each(ids: Tensor) -> Tensor:
+    """Rows of the first occurrence of each id, in ascending order of ids: samplers pad by repeating."""
+    sorted_ids, order = ids.sort(stable=True)
+    new = torch.ones_like(sorted_ids, dtype=torch.bool)
+    new[1:] = sorted_ids[1:] != sorted_ids[:-1]
+    return order[new]

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unseen.retrieval.similarity import Vectors
+from unseen.retrieval.engine.vectors import Vectors
 
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -117,6 +117,8 @@ def error_terms(queries: Rounded, rows: slice, gallery: Rounded) -> tuple[Tensor
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """`left @ right.T` into `out`: `(m, d)`, `(n, d)` → `(m, n)`; int8 gives exact int32 sums."""
+    if left.dtype == torch.int8 and left.shape[1] == 1:  # torch._int_mm writes sums of nothing here
+        return torch.mul(left.int(), right.int().T, out=out)
     if left.dtype == torch.int8:
         return torch._int_mm(left, right.T, out=out)
     return torch.mm(left, right.T, out=out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,18 +33,29 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.raw)
 
+    def only(self, positions: Tensor) -> Vectors:
+        return replace(self, raw=self.raw[positions], factor=self.factor[positions])
+
     def scaled(self, start: int, stop: int) -> Tensor:
         """Rows `start … stop` times their factors, `(stop - start, d)` float64."""
         return self.raw[start:stop].double() * self.factor[start:stop, None]
 
 
+def has_float64(device: torch.device) -> bool:
+    """Apple's GPU (MPS) has none; exactness is decided in it."""
+    return device.type != "mps"
+
+
 def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
-    """`(N, d)` float32 on the device of `values` (NumPy or torch); float64 is rounded.
+    """`(N, d)` float32 on the device of `values` (NumPy or torch), the CPU where that has no float64; float64
+    is rounded. All else follows the vectors.
 
     Raises:
         ValueError: not two-dimensional, empty, or not finite (the message names the ids).
     """
     tensor = torch.as_tensor(values).detach()
+    if not has_float64(tensor.device):
+        tensor = tensor.cpu()
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ValueError(f"{name} must have shape (N, d) with N, d >= 1; got {tuple(tensor.shape)}.")
     tensor = tensor.to(torch.float32).contiguous()
@@ -101,8 +112,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(allowed)
 
 
-def norms_of(raw: Tensor, rows: int = 8192) -> Tensor:
+def norms_of(raw: Tensor) -> Tensor:
     """Euclidean norms in float64, `(N,)`."""
+    rows = max(1, 2**20 // raw.shape[1])
     return torch.cat([block.double().norm(dim=1) for block in raw.split(rows)])
 
 

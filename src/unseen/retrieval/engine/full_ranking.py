@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unseen.retrieval.exact import exact_keys
-from unseen.retrieval.order import LAST, to_keys
-from unseen.retrieval.problem import Problem
-from unseen.retrieval.similarity import exact_block
+from unseen.retrieval.engine.exact import exact_keys
+from unseen.retrieval.engine.inputs import SearchInputs
+from unseen.retrieval.engine.keys import LAST, to_keys
+from unseen.retrieval.engine.vectors import exact_block
 
 
 def full_ranking(
-    problem: Problem, labels: Tensor, gallery_labels: Tensor, memory_budget: int
+    inputs: SearchInputs, labels: Tensor, gallery_labels: Tensor, memory_budget: int
 ) -> tuple[Tensor, Tensor]:
     """Average precision and reciprocal rank of the first relevant item, over the whole gallery.
 
@@ -39,9 +39,9 @@ def full_ranking(
         inside = offset < size[chunk, None]
         place = (first[chunk, None] + offset).clamp(max=len(order) - 1)
         relevant = torch.where(inside, order[place], LAST)
-        relevant = torch.where(relevant == problem.own[chunk, None], LAST, relevant)
-        keys = exact_keys(problem, chunk, relevant, widest)
-        ahead = _irrelevant_ahead(problem, chunk, keys, labels, gallery_labels, columns)
+        relevant = torch.where(relevant == inputs.own[chunk, None], LAST, relevant)
+        keys = exact_keys(inputs, chunk, relevant, widest, memory_budget)
+        ahead = _irrelevant_ahead(inputs, chunk, keys, labels, gallery_labels, columns)
         counts = (relevant != LAST).sum(dim=1)
         ranks = torch.arange(1, widest + 1, device=labels.device)
         terms = ranks / (ranks + ahead).double()
@@ -51,7 +51,7 @@ def full_ranking(
 
 
 def _irrelevant_ahead(
-    problem: Problem, rows: Tensor, keys: Tensor, labels: Tensor, gallery_labels: Tensor, columns: int
+    inputs: SearchInputs, rows: Tensor, keys: Tensor, labels: Tensor, gallery_labels: Tensor, columns: int
 ) -> Tensor:
     """For each of the descending `keys` `(n, r)`: how many items of other labels have a greater key,
     `(n, r)`."""
@@ -59,11 +59,11 @@ def _irrelevant_ahead(
     above = torch.zeros((len(rows), keys.shape[1] + 1), dtype=torch.int64, device=rows.device)
     for start in range(0, len(gallery_labels), columns):
         stop = min(start + columns, len(gallery_labels))
-        values = exact_block(problem.queries, rows, problem.gallery, start, stop).float()
+        values = exact_block(inputs.queries, rows, inputs.gallery, start, stop).float()
         positions = torch.arange(start, stop, device=rows.device).expand_as(values)
         passed = torch.searchsorted(ascending, to_keys(values, positions))
         other = gallery_labels[start:stop] != labels[rows, None]
-        other &= positions != problem.own[rows, None]
+        other &= positions != inputs.own[rows, None]
         above.scatter_add_(1, passed, other.long())
     # above[:, p] items pass exactly the p lowest keys; the key of rank r is passed by p > widest - r.
     return above.flip(1).cumsum(dim=1)[:, :-1]

@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from unseen.retrieval import choice, search
-from unseen.retrieval.problem import pose
+from unseen.retrieval import search
+from unseen.retrieval.engine import choose
+from unseen.retrieval.engine.inputs import check_inputs
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch):
-    monkeypatch.setattr(choice, "SMALL", 0)
+    monkeypatch.setattr(choose, "SMALL", 0)
 
 
 def speeds(monkeypatch, **seconds):
     monkeypatch.setattr(
-        choice, "seconds_per_product", lambda dtype: seconds[str(dtype).removeprefix("torch.")]
+        choose, "seconds_per_product", lambda dtype: seconds[str(dtype).removeprefix("torch.")]
     )
 
 
@@ -26,18 +27,18 @@ def spread(count=3000, width=16):
 def test_the_fastest_products_win_where_neighbours_are_well_apart(monkeypatch, fastest):
     names = ("float64", "float32", "bfloat16", "int8")
     speeds(monkeypatch, **{name: 1e-9 if name == fastest else 1.0 for name in names})
-    assert choice.choose_precision(pose(spread(), None, "cosine", None, None), 5, 2**30) == fastest
+    assert choose.choose_precision(check_inputs(spread(), None, "cosine", None, None), 5, 2**30) == fastest
 
 
 def test_a_product_that_this_machine_lacks_is_never_used(monkeypatch):
     speeds(monkeypatch, float64=2.0, float32=1.0, bfloat16=float("inf"), int8=float("inf"))
-    assert choice.choose_precision(pose(spread(), None, "cosine", None, None), 5, 2**30) == "float32"
+    assert choose.choose_precision(check_inputs(spread(), None, "cosine", None, None), 5, 2**30) == "float32"
 
 
 def test_collapsed_embeddings_are_not_rounded(monkeypatch):
     speeds(monkeypatch, float64=2.0, float32=1e-9, bfloat16=1e-10, int8=1e-11)
     collapsed = torch.ones(1, 16) + 1e-3 * spread()
-    chosen = choice.choose_precision(pose(collapsed, None, "cosine", None, None), 5, 2**30)
+    chosen = choose.choose_precision(check_inputs(collapsed, None, "cosine", None, None), 5, 2**30)
     assert chosen in ("float32", "float64")
 
 

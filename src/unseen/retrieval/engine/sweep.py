@@ -16,19 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseen.retrieval import kernels
-from unseen.retrieval.kernels import HIDDEN, Held, Pairs, Tile, decide, scan_columns, scan_rows
-from unseen.retrieval.order import LAST, to_keys, top
-from unseen.retrieval.plan import Plan, like_with_like
-from unseen.retrieval.problem import Problem
-from unseen.retrieval.rounding import (
+from unseen.retrieval.engine import kernels
+from unseen.retrieval.engine.inputs import SearchInputs
+from unseen.retrieval.engine.kernels import (
+    HIDDEN,
+    Candidates,
+    Pairs,
+    Tile,
+    decide,
+    rows_of,
+    scan_columns,
+    scan_rows,
+)
+from unseen.retrieval.engine.keys import LAST, to_keys, top
+from unseen.retrieval.engine.rounding import (
     PRODUCT_DTYPES,
     WRITTEN,
     error_terms,
     multiply,
     round_to,
 )
-from unseen.retrieval.workers import share_out
+from unseen.retrieval.engine.tiling import Tiling, like_with_like
+from unseen.retrieval.engine.workers import share_out
 
 SIMILARITIES = {"cosine": kernels.COSINE, "dot": kernels.DOT, "euclidean": kernels.EUCLIDEAN}
 
@@ -37,24 +46,24 @@ class Sweep:
     """The whole pass: `run` gives the keys `(N, k)` of all queries and, `(N,)` bool, which of them are
     decided."""
 
-    def __init__(self, problem: Problem, k: int, plan: Plan) -> None:
-        self.problem, self.k, self.plan = problem, k, plan
-        order = like_with_like(problem.gallery, plan.side)
-        self.gallery = round_to(problem.gallery, order, plan.side, plan.precision)
+    def __init__(self, inputs: SearchInputs, k: int, tiling: Tiling) -> None:
+        self.inputs, self.k, self.tiling = inputs, k, tiling
+        order = like_with_like(inputs.gallery, tiling.side)
+        self.gallery = round_to(inputs.gallery, order, tiling.side, tiling.precision)
         self.queries, self.own = self.gallery, None
-        if not problem.symmetric:
-            rows = like_with_like(problem.queries, plan.side)
-            self.queries = round_to(problem.queries, rows, plan.side, plan.precision)
-            if bool((problem.own >= 0).any()):
+        if not inputs.symmetric:
+            rows = like_with_like(inputs.queries, tiling.side)
+            self.queries = round_to(inputs.queries, rows, tiling.side, tiling.precision)
+            if bool((inputs.own >= 0).any()):
                 place = torch.empty_like(order)
                 place[order] = torch.arange(len(order))
-                self.own = torch.where(problem.own >= 0, place[problem.own.clamp(min=0)], -1)[rows]
+                self.own = torch.where(inputs.own >= 0, place[inputs.own.clamp(min=0)], -1)[rows]
         self.pairs = Pairs(
-            similarity=SIMILARITIES[problem.gallery.similarity],
-            queries=problem.queries.raw.numpy(),
-            query_factor=problem.queries.factor.numpy(),
-            gallery=problem.gallery.raw.numpy(),
-            gallery_factor=problem.gallery.factor.numpy(),
+            similarity=SIMILARITIES[inputs.gallery.similarity],
+            queries=inputs.queries.raw.numpy(),
+            query_factor=inputs.queries.factor.numpy(),
+            gallery=inputs.gallery.raw.numpy(),
+            gallery_factor=inputs.gallery.factor.numpy(),
             order=order.numpy(),
         )
         self._buffers: SimpleQueue[Tensor] = SimpleQueue()
@@ -62,16 +71,16 @@ class Sweep:
     def run(self) -> tuple[Tensor, Tensor]:
         keys = torch.empty((len(self.queries.order), self.k), dtype=torch.int64)
         decided = torch.empty(len(keys), dtype=torch.bool)
-        side = self.plan.side
+        side = self.tiling.side
         for _ in range(torch.get_num_threads()):
-            self._buffers.put(torch.empty((side, side), dtype=PRODUCT_DTYPES[self.plan.precision]))
+            self._buffers.put(torch.empty((side, side), dtype=PRODUCT_DTYPES[self.tiling.precision]))
 
         def finish(panel: Panel) -> None:
-            keys[panel.rows], decided[panel.rows] = panel.finish()
+            panel.finish(keys, decided)
 
         starts = range(0, len(keys), side)
-        for first in range(0, len(starts), self.plan.together):
-            panels = [Panel(self, start) for start in starts[first : first + self.plan.together]]
+        for first in range(0, len(starts), self.tiling.together):
+            panels = [Panel(self, start) for start in starts[first : first + self.tiling.together]]
             share_out(self._meet, self._tiles(panels))
             share_out(finish, panels)
         return keys, decided
@@ -85,7 +94,7 @@ class Sweep:
         for apart in range(count):
             for panel in panels:
                 other = panel.index + apart
-                if not self.plan.symmetric:
+                if not self.tiling.symmetric:
                     yield panel, other % count, None
                 elif other < count:
                     yield panel, other, panels[other] if apart else None
@@ -97,25 +106,27 @@ class Sweep:
         self._hide_own(panel, other, product)
         products = product.view(torch.int16 if product.itemsize == 2 else torch.int32).numpy()
         with panel.lock:
-            scan_rows(products, panel.held, self._tile(panel.index, other), self.pairs)
+            scan_rows(products, panel.candidates, self._tile(panel.index, other), self.pairs)
         if mirrored is not None:
             with mirrored.lock:
-                scan_columns(products, mirrored.held, self._tile(mirrored.index, panel.index), self.pairs)
+                scan_columns(
+                    products, mirrored.candidates, self._tile(mirrored.index, panel.index), self.pairs
+                )
         self._buffers.put(product)
 
     def _hide_own(self, panel: Panel, other: int, product: Tensor) -> None:
-        if self.problem.symmetric and panel.index == other:
+        if self.inputs.symmetric and panel.index == other:
             product.fill_diagonal_(2 * HIDDEN)
         if self.own is not None:
-            own = self.own[panel.slice] - other * self.plan.side
-            here = ((own >= 0) & (own < self.plan.side)).nonzero().squeeze(1)
+            own = self.own[panel.slice] - other * self.tiling.side
+            here = ((own >= 0) & (own < self.tiling.side)).nonzero().squeeze(1)
             product[here, own[here]] = 2 * HIDDEN
 
     def _tile(self, index: int, other: int) -> Tile:
-        half = self.gallery.half[other * self.plan.side : (other + 1) * self.plan.side].numpy()
-        dtype = PRODUCT_DTYPES[self.plan.precision]
+        half = self.gallery.half[other * self.tiling.side : (other + 1) * self.tiling.side].numpy()
+        dtype = PRODUCT_DTYPES[self.tiling.precision]
         return Tile(
-            first=other * self.plan.side,
+            first=other * self.tiling.side,
             half=half,
             least_half=float(half.min()),
             coarseness=float(self.gallery.coarseness[other]),
@@ -130,13 +141,13 @@ class Panel:
 
     def __init__(self, sweep: Sweep, start: int) -> None:
         self.sweep, self.lock = sweep, Lock()
-        self.index = start // sweep.plan.side
-        self.slice = slice(start, min(start + sweep.plan.side, len(sweep.queries.order)))
+        self.index = start // sweep.tiling.side
+        self.slice = slice(start, min(start + sweep.tiling.side, len(sweep.queries.order)))
         self.rows = sweep.queries.order[self.slice]
         base, slope = error_terms(sweep.queries, self.slice, sweep.gallery)
-        size = (len(self.rows), sweep.plan.capacity)
+        size = (len(self.rows), sweep.tiling.capacity)
         scores = np.empty(size, dtype=np.float32)
-        self.held = Held(
+        self.candidates = Candidates(
             k=sweep.k,
             rows=self.rows.numpy(),
             norm=sweep.queries.norm[self.slice].numpy(),
@@ -149,14 +160,20 @@ class Panel:
             base=base.numpy(),
             slope=slope.numpy(),
             error=(base + slope * sweep.gallery.coarseness.max()).numpy(),
-            written=WRITTEN[sweep.plan.precision],
+            written=WRITTEN[sweep.tiling.precision],
         )
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Keys `(m, k)` of the nearest, and `(m,)` bool: false for a query that was given up."""
-        similarities = torch.full(self.held.scores.shape, -torch.inf)
-        positions = torch.full(self.held.scores.shape, LAST)
-        decide(self.held, self.sweep.pairs, similarities.numpy(), positions.numpy())
-        width = max(int(self.held.used.max()), 1)
-        keys = top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.k)
-        return keys, torch.from_numpy(self.held.threshold) < torch.inf
+    def finish(self, keys: Tensor, decided: Tensor) -> None:
+        """Write, at the panel's rows, the keys of the nearest `(N, k)` and which queries were not given up
+        `(N,)`."""
+        for start in range(0, len(self.rows), self.sweep.tiling.piece):
+            piece = slice(start, start + self.sweep.tiling.piece)
+            keys[self.rows[piece]] = self._nearest(rows_of(self.candidates, piece))
+        decided[self.rows] = torch.from_numpy(self.candidates.threshold) < torch.inf
+
+    def _nearest(self, candidates: Candidates) -> Tensor:
+        similarities = torch.full(candidates.scores.shape, -torch.inf)
+        positions = torch.full(candidates.scores.shape, LAST)
+        decide(candidates, self.sweep.pairs, similarities.numpy(), positions.numpy())
+        width = max(int(candidates.used.max()), 1)
+        return top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.k)

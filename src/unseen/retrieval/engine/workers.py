@@ -42,11 +42,11 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     """As many workers; in them torch uses one thread."""
     pool, together = ThreadPoolExecutor(threads), Barrier(threads)
 
-    def alone(_: int) -> None:
+    def one_thread(_: int) -> None:
         together.wait()
         torch.set_num_threads(1)
 
-    list(pool.map(alone, range(threads)))
+    list(pool.map(one_thread, range(threads)))
     # What the workers set holds for them, and for libraries without such a notion.
     torch.set_num_threads(threads)
     return pool

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numba import njit
 
-from unseen.retrieval.plan import STRIPE
+from unseen.retrieval.engine.tiling import STRIPE
 
 HIDDEN = -(2.0**30)  # products of pairs that must not be found are written below this
 SLACK = 2.0**-22  # more than two roundings to float32
@@ -42,8 +42,8 @@ class Pairs(NamedTuple):
     order: Array
 
 
-class Held(NamedTuple):
-    """What `m` queries have found so far.
+class Candidates(NamedTuple):
+    """What may be among the nearest of `m` queries, as far as they have looked.
 
     Args:
         k: how many neighbours each wants.
@@ -76,6 +76,14 @@ class Held(NamedTuple):
     slope: Array
     error: Array
     written: float
+
+
+def rows_of(candidates: Candidates, rows: slice) -> Candidates:
+    """Those of some queries; views of the same memory."""
+    parts: dict[str, Any] = {
+        name: value[rows] for name, value in candidates._asdict().items() if isinstance(value, np.ndarray)
+    }
+    return candidates._replace(**parts)
 
 
 class Tile(NamedTuple):
@@ -141,11 +149,11 @@ def _similarity(pairs: Pairs, query: int, item: int) -> float:
 
 
 @_compiled()
-def _score(pairs: Pairs, held: Held, row: int, similarity: float) -> float:
+def _score(pairs: Pairs, candidates: Candidates, row: int, similarity: float) -> float:
     """What a product of scaled vectors, less half the item's squared norm for Euclidean, would be."""
-    factor = pairs.query_factor[held.rows[row]]
+    factor = pairs.query_factor[candidates.rows[row]]
     if pairs.similarity == EUCLIDEAN:
-        return (held.norm[row] ** 2 - (similarity * factor) ** 2) / 2
+        return (candidates.norm[row] ** 2 - (similarity * factor) ** 2) / 2
     return similarity * factor * factor if pairs.similarity == DOT else similarity
 
 
@@ -155,15 +163,15 @@ def _below(value: float, share: float) -> float:
 
 
 @_compiled()
-def _limit(held: Held, row: int, tile: Tile) -> int:
+def _limit(candidates: Candidates, row: int, tile: Tile) -> int:
     """The least product, as integer, that may belong to one of the k nearest; never too high."""
-    threshold = held.threshold[row]
+    threshold = candidates.threshold[row]
     if threshold == np.inf:
         return (2**31 - 1) >> tile.shift  # no product is as great
     limit = HIDDEN
     if threshold > -np.inf:
-        close = held.base[row] + held.slope[row] * tile.coarseness
-        limit = _below(threshold - close + tile.least_half, held.written) / tile.worth
+        close = candidates.base[row] + candidates.slope[row] * tile.coarseness
+        limit = _below(threshold - close + tile.least_half, candidates.written) / tile.worth
         limit = min(max(_below(limit, SLACK), HIDDEN), 2.0**31 - 1)
     if tile.integral:
         return int(np.floor(limit))
@@ -193,19 +201,19 @@ def _ordered(bits: int) -> int:
 
 
 @_compiled()
-def _kth_score(held: Held, row: int) -> float:
+def _kth_score(candidates: Candidates, row: int) -> float:
     """The k-th greatest written score, by bisection between the least and the greatest of all floats."""
-    bits = held.bits[row, : held.used[row]]
+    bits = candidates.bits[row, : candidates.used[row]]
     low, high = -(2**31), 2**31 - 1  # at least k reach `low`
     while low < high:
         middle, reaching = (low + high + 1) >> 1, 0
         for slot in range(len(bits)):
             reaching += _ordered(bits[slot]) >= middle
-        if reaching < held.k:
+        if reaching < candidates.k:
             high = middle - 1
             continue
         low = middle
-        if reaching == held.k:
+        if reaching == candidates.k:
             break
     least = 2**31 - 1
     for slot in range(len(bits)):
@@ -215,54 +223,56 @@ def _kth_score(held: Held, row: int) -> float:
 
 
 @_compiled()
-def _exact_kth(held: Held, row: int, pairs: Pairs) -> float:
+def _exact_kth(candidates: Candidates, row: int, pairs: Pairs) -> float:
     """True score that the k candidates of greatest written score all reach."""
-    kth, least = _kth_score(held, row), np.inf
-    for slot in range(held.used[row]):
-        if held.scores[row, slot] >= kth:
-            item = pairs.order[held.columns[row, slot]]
-            least = min(least, _score(pairs, held, row, _similarity(pairs, held.rows[row], item)))
+    kth, least = _kth_score(candidates, row), np.inf
+    for slot in range(candidates.used[row]):
+        if candidates.scores[row, slot] >= kth:
+            item = pairs.order[candidates.columns[row, slot]]
+            least = min(least, _score(pairs, candidates, row, _similarity(pairs, candidates.rows[row], item)))
     return least
 
 
 @_compiled()
-def _raise_threshold(held: Held, row: int, reached: float) -> None:
+def _raise_threshold(candidates: Candidates, row: int, reached: float) -> None:
     """Candidates that cannot be among the k nearest are dropped."""
-    held.threshold[row] = max(held.threshold[row], reached)
-    limit = _below(held.threshold[row] - held.error[row], held.written + SLACK)
-    scores, columns, left = held.scores[row], held.columns[row], 0
-    for slot in range(held.used[row]):
+    candidates.threshold[row] = max(candidates.threshold[row], reached)
+    limit = _below(candidates.threshold[row] - candidates.error[row], candidates.written + SLACK)
+    scores, columns, left = candidates.scores[row], candidates.columns[row], 0
+    for slot in range(candidates.used[row]):
         if scores[slot] >= limit:
             scores[left], columns[left] = scores[slot], columns[slot]
             left += 1
-    held.used[row] = left
+    candidates.used[row] = left
 
 
 @_compiled()
-def _tighten(held: Held, row: int, pairs: Pairs) -> None:
+def _tighten(candidates: Candidates, row: int, pairs: Pairs) -> None:
     """Raise the threshold to what the k best so far reach; give a query up that has no room then."""
-    capacity = held.scores.shape[1]
-    if held.used[row] >= held.k:
-        _raise_threshold(held, row, _below(_kth_score(held, row), held.written) - held.error[row])
+    capacity = candidates.scores.shape[1]
+    if candidates.used[row] >= candidates.k:
+        _raise_threshold(
+            candidates, row, _below(_kth_score(candidates, row), candidates.written) - candidates.error[row]
+        )
     # True scores need no error subtracted; where many are left, they are worth their price.
-    if held.used[row] > held.k + (capacity - held.k) // 3:
-        _raise_threshold(held, row, _exact_kth(held, row, pairs))
-    if held.used[row] == capacity:
-        held.threshold[row], held.used[row] = np.inf, 0
-    used = held.used[row]
-    held.due[row] = min(used + max(held.k, 16, used // 2), capacity)
+    if candidates.used[row] > candidates.k + (capacity - candidates.k) // 3:
+        _raise_threshold(candidates, row, _exact_kth(candidates, row, pairs))
+    if candidates.used[row] == capacity:
+        candidates.threshold[row], candidates.used[row] = np.inf, 0
+    used = candidates.used[row]
+    candidates.due[row] = min(used + max(candidates.k, 16, used // 2), capacity)
 
 
 @_compiled()
-def _hold(held: Held, row: int, product: int, place: int, tile: Tile) -> None:
-    used = held.used[row]
+def _add(candidates: Candidates, row: int, product: int, place: int, tile: Tile) -> None:
+    used = candidates.used[row]
     if tile.integral:
-        held.scores[row, used] = product * tile.worth
+        candidates.scores[row, used] = product * tile.worth
     else:
-        held.bits[row, used] = np.int32(product) << tile.shift
-    held.scores[row, used] -= tile.half[place]
-    held.columns[row, used] = tile.first + place
-    held.used[row] = used + 1
+        candidates.bits[row, used] = np.int32(product) << tile.shift
+    candidates.scores[row, used] -= tile.half[place]
+    candidates.columns[row, used] = tile.first + place
+    candidates.used[row] = used + 1
 
 
 @_compiled()
@@ -275,18 +285,18 @@ def _any_reaches(products: Array, limits: Array) -> bool:
 
 
 @_compiled()
-def scan_rows(products: Array, held: Held, tile: Tile, pairs: Pairs) -> None:
+def scan_rows(products: Array, candidates: Candidates, tile: Tile, pairs: Pairs) -> None:
     """Take what may be near.
 
     Args:
         products: `(side, side)` int16 or int32, a row for each query and a column for each item.
-        held: by the queries.
+        candidates: by the queries.
         tile: of the items.
         pairs: all of them.
     """
     coarse = np.empty(STRIPE, dtype=products.dtype)
-    for row in range(len(held.used)):
-        limit = _limit(held, row, tile)
+    for row in range(len(candidates.used)):
+        limit = _limit(candidates, row, tile)
         coarse[:] = _coarse_limit(limit, tile)
         line = products[row]
         for start in range(0, len(tile.half), STRIPE):
@@ -295,21 +305,21 @@ def scan_rows(products: Array, held: Held, tile: Tile, pairs: Pairs) -> None:
             for place in range(start, min(start + STRIPE, len(tile.half))):
                 if not _reaches(line[place], limit, tile):
                     continue
-                _hold(held, row, line[place], place, tile)
-                if held.used[row] == held.due[row]:
-                    _tighten(held, row, pairs)
-                    limit = _limit(held, row, tile)
+                _add(candidates, row, line[place], place, tile)
+                if candidates.used[row] == candidates.due[row]:
+                    _tighten(candidates, row, pairs)
+                    limit = _limit(candidates, row, tile)
                     coarse[:] = _coarse_limit(limit, tile)
 
 
 @_compiled()
-def scan_columns(products: Array, held: Held, tile: Tile, pairs: Pairs) -> None:
+def scan_columns(products: Array, candidates: Candidates, tile: Tile, pairs: Pairs) -> None:
     """As `scan_rows`, with a column for each query and a row for each item."""
-    count = len(held.used)
+    count = len(candidates.used)
     limits = np.empty(count, dtype=np.int64)
     coarse = np.full(products.shape[1], (2**31 - 1) >> tile.shift, dtype=products.dtype)
     for row in range(count):
-        limits[row] = _limit(held, row, tile)
+        limits[row] = _limit(candidates, row, tile)
         coarse[row] = _coarse_limit(limits[row], tile)
     for place in range(len(tile.half)):
         line = products[place]
@@ -319,26 +329,26 @@ def scan_columns(products: Array, held: Held, tile: Tile, pairs: Pairs) -> None:
             for row in range(start, min(start + STRIPE, count)):
                 if line[row] < coarse[row] or not _reaches(line[row], limits[row], tile):
                     continue
-                _hold(held, row, line[row], place, tile)
-                if held.used[row] == held.due[row]:
-                    _tighten(held, row, pairs)
-                    limits[row] = _limit(held, row, tile)
+                _add(candidates, row, line[row], place, tile)
+                if candidates.used[row] == candidates.due[row]:
+                    _tighten(candidates, row, pairs)
+                    limits[row] = _limit(candidates, row, tile)
                     coarse[row] = _coarse_limit(limits[row], tile)
 
 
 @_compiled()
-def decide(held: Held, pairs: Pairs, similarities: Array, positions: Array) -> None:
+def decide(candidates: Candidates, pairs: Pairs, similarities: Array, positions: Array) -> None:
     """True similarities of all candidates that may be among the k nearest.
 
     Args:
-        held: by the queries.
+        candidates: by the queries.
         pairs: all of them.
         similarities: `(m, capacity)` float32, to be filled from the left.
         positions: `(m, capacity)` int64, likewise: in the gallery.
     """
-    for row in range(len(held.used)):
-        if held.used[row] > held.k:
-            _raise_threshold(held, row, _exact_kth(held, row, pairs))
-        for slot in range(held.used[row]):
-            positions[row, slot] = pairs.order[held.columns[row, slot]]
-            similarities[row, slot] = _similarity(pairs, held.rows[row], positions[row, slot])
+    for row in range(len(candidates.used)):
+        if candidates.used[row] > candidates.k:
+            _raise_threshold(candidates, row, _exact_kth(candidates, row, pairs))
+        for slot in range(candidates.used[row]):
+            positions[row, slot] = pairs.order[candidates.columns[row, slot]]
+            similarities[row, slot] = _similarity(pairs, candidates.rows[row], positions[row, slot])

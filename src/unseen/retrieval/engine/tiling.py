@@ -1,4 +1,4 @@
-"""How a sweep is cut, so that its tiles and candidates fit the memory budget, and in which order it goes."""
+"""How a sweep is cut into tiles that, with its candidates, fit the memory budget; and in which order."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unseen.retrieval.problem import Problem
-from unseen.retrieval.rounding import Precision
-from unseen.retrieval.similarity import Vectors, norms_of
+from unseen.retrieval.engine.inputs import SearchInputs
+from unseen.retrieval.engine.rounding import DTYPES, Precision
+from unseen.retrieval.engine.vectors import Vectors, norms_of
 
 STRIPE = 64  # products that are looked at together: few stripes hold anything near
 CENTRES = 256  # most groups of like vectors, found on SAMPLE vectors for each
 SAMPLE = 64
 SIDE = 1024  # most rows and columns of a tile, whose products should stay in a cache
+ROW_BYTES = 64  # of a rounded vector: its place, norm, residual and half square, while they are made
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How a sweep is cut.
 
     Args:
@@ -27,6 +28,7 @@ class Plan:
         side: rows and columns of a tile; a multiple of `STRIPE`.
         capacity: candidates that a query may hold.
         together: panels of queries that are under way at once.
+        piece: queries of a panel that are decided at once.
         symmetric: whether a tile serves its columns too.
     """
 
@@ -34,17 +36,28 @@ class Plan:
     side: int
     capacity: int
     together: int
+    piece: int
     symmetric: bool
 
 
-def plan_sweep(problem: Problem, k: int, memory_budget: int, precision: Precision) -> Plan:
-    """Cut the sweep so that tiles and candidates fit the budget."""
-    free = memory_budget / (16 * torch.get_num_threads())
-    side = min(SIDE, max(STRIPE, 2 ** int(math.log2(max(1.0, math.sqrt(free))))))
-    capacity = 2 * k + 256
-    panels = -(-len(problem.queries) // side)
-    together = max(1, min(panels, memory_budget // 2 // (side * capacity * 8)))
-    return Plan(precision, side, capacity, together, problem.symmetric and together == panels)
+def tile_sweep(inputs: SearchInputs, k: int, memory_budget: int, precision: Precision) -> Tiling | None:
+    """Cut the sweep so that it fits the budget: half for rounded copies and candidates, an eighth each for
+    tiles and for deciding, a quarter for what the caller keeps. None if copies alone are too large."""
+    rows, width = len(inputs.gallery), inputs.gallery.raw.shape[1]
+    rows += 0 if inputs.symmetric else len(inputs.queries)
+    copies = rows * (width * DTYPES[precision].itemsize + ROW_BYTES)
+    if copies > memory_budget * 3 // 8:
+        return None
+    free, capacity = memory_budget // 2 - copies, 2 * k + 256
+    threads = torch.get_num_threads()
+    side = min(SIDE, 2 ** int(math.log2(max(1.0, math.sqrt(memory_budget / (32 * threads))))))
+    while side > STRIPE and side * capacity * 8 > free:
+        side //= 2
+    side = max(side, STRIPE)
+    panels = -(-len(inputs.queries) // side)
+    together = max(1, min(panels, free // (side * capacity * 8)))
+    piece = max(1, min(side, memory_budget // 8 // threads // (capacity * 64)))
+    return Tiling(precision, side, capacity, together, piece, inputs.symmetric and together == panels)
 
 
 def like_with_like(vectors: Vectors, side: int) -> Tensor:
@@ -57,7 +70,7 @@ def like_with_like(vectors: Vectors, side: int) -> Tensor:
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
     if vectors.similarity == "euclidean":
         return order[(norms_of(vectors.raw) * vectors.factor)[order].argsort(stable=True)]
-    count = min(len(vectors) // side, CENTRES)
+    count = min(len(vectors) // max(side, 16 * SAMPLE), CENTRES)
     if count < 2:
         return order
     sample = vectors.raw[order[: SAMPLE * count]]

@@ -6,15 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen.retrieval.kernels import Held, Tile, _coarse_limit, _kth_score, _limit, _reaches
+from unseen.retrieval.engine.kernels import Candidates, Tile, _coarse_limit, _kth_score, _limit, _reaches
 
 WRITTEN = {"float32": 0.0, "bfloat16": 2.0**-7, "int8": 0.0}
 
 
-def held(scores, k=1, threshold=-np.inf, written=0.0):
+def candidates(scores, k=1, threshold=-np.inf, written=0.0):
     scores = np.atleast_2d(np.asarray(scores, dtype=np.float32)).copy()
     one = np.ones(1)
-    return Held(
+    return Candidates(
         k=k,
         rows=np.zeros(1, dtype=np.int64),
         norm=one,
@@ -45,7 +45,7 @@ def tile(integral=False, shift=0, worth=1.0):
 )
 def test_the_kth_score_is_that_of_a_sort(scores, data):
     k = data.draw(st.integers(1, len(scores)))
-    assert _kth_score(held(scores, k=k), 0) == np.sort(np.float32(scores))[-k]
+    assert _kth_score(candidates(scores, k=k), 0) == np.sort(np.float32(scores))[-k]
 
 
 @settings(max_examples=300, deadline=None)
@@ -64,7 +64,7 @@ def test_no_product_that_may_be_near_is_missed_and_none_far_below_is_found(value
         product, read = rounded.view(torch.int16).item(), tile(shift=16)
     else:
         product, read = int(np.float32(value).view(np.int32)), tile()
-    limit = _limit(held([0.0], threshold=threshold, written=written), 0, read)
+    limit = _limit(candidates([0.0], threshold=threshold, written=written), 0, read)
     found = _reaches(product, limit, read)
     if found:
         assert product >= _coarse_limit(limit, read)
@@ -77,7 +77,7 @@ def test_no_product_that_may_be_near_is_missed_and_none_far_below_is_found(value
 @pytest.mark.parametrize(("shift", "integral"), [(0, False), (16, False), (0, True)])
 def test_a_query_that_was_given_up_finds_nothing(shift, integral):
     read = tile(integral=integral, shift=shift)
-    limit = _limit(held([0.0], threshold=np.inf), 0, read)
+    limit = _limit(candidates([0.0], threshold=np.inf), 0, read)
     greatest = 127 * 127 * 4096 if integral else int(np.float32(1e30).view(np.int32)) >> shift
     assert not _reaches(greatest, limit, read)
     assert limit <= np.iinfo(np.int16 if shift else np.int32).max

@@ -1,0 +1,1 @@
+"""How exact search is made fast: a sweep in low precision under a proven error bound, then float64."""
