@@ -61,6 +61,26 @@ def test_miner_follows_the_loss_unless_it_was_chosen(compose_loss):
     assert compose_loss("loss=margin", "miner.cutoff=0.7").loss.miner.cutoff == 0.7
 
 
+@pytest.mark.parametrize("miner", ["semi_hard", "violating"])
+def test_one_margin_drives_the_triplet_loss_and_its_miner(miner, compose_loss):
+    for margin in (0.2, 0.37):
+        config = compose_loss("loss=triplet", f"miner={miner}", f"loss.function.margin={margin}")
+        built = instantiate(config.loss)(num_classes=6, embedding_size=16)
+        assert (built.function.margin, built.miner.margin) == (margin, margin)
+
+
+def test_a_miner_keeps_its_own_margin_beside_a_loss_without_one(compose_loss):
+    config = compose_loss("loss=multi_similarity", "miner=semi_hard")
+    assert instantiate(config.loss)(num_classes=6, embedding_size=16).miner.margin == 0.2
+
+
+def test_normalization_follows_the_loss_unless_it_was_chosen(compose_loss):
+    for name in LOSSES:
+        assert compose_loss(f"loss={name}").embedding.normalize == (name != "n_pair")
+    assert compose_loss("loss=n_pair", "embedding.normalize=true").embedding.normalize
+    assert compose_loss("loss=n_pair", "embedding=default").embedding.normalize
+
+
 @pytest.mark.parametrize("miner", choices_of("miner"))
 def test_every_miner_goes_with_pairs_and_triplets(miner, build_loss):
     inputs, labels, ids = noisy_classes()
