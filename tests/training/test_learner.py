@@ -46,6 +46,16 @@ def test_proxies_move_at_their_own_rate_and_are_saved_and_restored(tiny_run, tmp
     assert all(torch.equal(after[name], value) for name, value in parameters(restored.learner.loss).items())
 
 
+def test_the_boundary_of_the_margin_loss_moves_at_the_rate_of_the_loss(tiny_run, tmp_path):
+    run = fitted(made(tiny_run, tmp_path, "loss=margin", "sampler.classes_per_batch=4"))
+    groups = {group["name"]: group for group in run.trainer.optimizers[0].param_groups}
+    [boundary] = run.learner.loss.parameters()
+    assert groups["loss_no_decay"]["params"] == [boundary]
+    assert groups["loss_no_decay"]["initial_lr"] == 5e-4
+    # Adam moves a number by at most about its rate a step.
+    assert 0 < abs(boundary.item() - 1.2) <= 1.5 * 5e-4 * run.trainer.global_step
+
+
 def test_during_the_warm_up_the_backbone_rests_and_the_head_learns(tiny_run, tmp_path):
     run = made(tiny_run, tmp_path, "optimizer.frozen_backbone_epochs=1", "sampler.classes_per_batch=4")
     backbone = {name: value.clone() for name, value in run.learner.embedder.backbone.state_dict().items()}
