@@ -85,8 +85,8 @@ def test_normalization_follows_the_loss_unless_it_was_chosen(compose_loss):
 def test_every_miner_goes_with_pairs_and_triplets(miner, build_loss):
     inputs, labels, ids = noisy_classes()
     for name in ("triplet", "multi_similarity", "contrastive"):
-        for memory in ("none", "cross_batch"):
-            loss = build_loss(name, f"miner={miner}", f"memory={memory}", embedding_size=32)
+        for memory in (["memory=none"], ["memory=cross_batch", "memory.warmup=0"]):
+            loss = build_loss(name, f"miner={miner}", *memory, embedding_size=32)
             value = loss(inputs.requires_grad_(), labels, ids)
             value.backward()
             assert torch.isfinite(value)

@@ -41,15 +41,22 @@ class MetricLoss(nn.Module):
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            if self.memory is not None:
-                return self._with_memory(self.memory, embeddings, labels, ids)
-            if self.miner is None:
-                return self.function(embeddings, labels)
-            with _random_numbers_of(ids):
-                indices = self.miner(embeddings, labels)
-            return self.function(embeddings, labels, indices)
+            if self.memory is not None and self.memory.is_warm:
+                loss = self._beyond_the_batch(self.memory, embeddings, labels, ids)
+            else:
+                loss = self._within_the_batch(embeddings, labels, ids)
+            if self.memory is not None and self.training:
+                self.memory.add(embeddings, labels, ids)
+            return loss
 
-    def _with_memory(
+    def _within_the_batch(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        if self.miner is None:
+            return self.function(embeddings, labels)
+        with _random_numbers_of(ids):
+            indices = self.miner(embeddings, labels)
+        return self.function(embeddings, labels, indices)
+
+    def _beyond_the_batch(
         self, memory: CrossBatchMemory, embeddings: Tensor, labels: Tensor, ids: Tensor
     ) -> Tensor:
         # The batch comes first among the references: some losses use one index for both sides.
@@ -58,10 +65,7 @@ class MetricLoss(nn.Module):
             mine = self.miner or _all_pairs
             indices = mine(embeddings, labels, references.embeddings, references.labels)
         indices = _without_self(indices, ids, references.ids)
-        loss = self.function(embeddings, labels, indices, references.embeddings, references.labels)
-        if self.training:
-            memory.add(embeddings, labels, ids)
-        return loss
+        return self.function(embeddings, labels, indices, references.embeddings, references.labels)
 
 
 def pair_loss(
