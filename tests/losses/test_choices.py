@@ -81,6 +81,14 @@ def test_normalization_follows_the_loss_unless_it_was_chosen(compose_loss):
     assert compose_loss("loss=n_pair", "embedding=default").embedding.normalize
 
 
+def test_the_layer_norm_follows_the_loss_unless_it_was_chosen(compose_loss):
+    for name in LOSSES:
+        assert compose_loss(f"loss={name}").embedding.layer_norm == (name == "norm_softmax")
+    assert not compose_loss("loss=norm_softmax", "embedding.layer_norm=false").embedding.layer_norm
+    assert not compose_loss("loss=norm_softmax", "embedding=default").embedding.layer_norm
+    assert compose_loss("loss=norm_softmax").embedding.normalize
+
+
 @pytest.mark.parametrize("miner", choices_of("miner"))
 def test_every_miner_goes_with_pairs_and_triplets(miner, build_loss):
     inputs, labels, ids = noisy_classes()
