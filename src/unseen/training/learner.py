@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
-from unseen.losses import parameters_by_kind
+from unseen.losses import WeightedSum, parameters_by_kind
 from unseen.nn.adversary import AdversaryOutput, ClassAdversary
 from unseen.nn.embedder import Embedded, Embedder
 from unseen.retrieval import evaluate
@@ -62,6 +62,9 @@ class MetricLearner(LightningModule):
         embedded = self(batch.images)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
+        if isinstance(self.loss, WeightedSum):
+            for name, value in self.loss.last.items():
+                self._log_train(f"metric_loss_{name}", value, len(batch.labels))
         adversary = self._adversary_step(embedded, batch.labels)
         if batch_index == 0:
             self._log_gradient_norms(embedded, metric_loss, adversary)
