@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT.joinpath("docs/losses.md").read_text()
 # | `choice` | paper | `key` | `ours` | theirs | why |
 ROWS = re.findall(r"^\| `([^`]+)` \|[^|]*\| `([^`]+)` \| `([^`]+)` \|[^|]+\|[^|]*\|$", PAGE, re.MULTILINE)
-LOSSES = sorted(f"loss={path.stem}" for path in ROOT.joinpath("conf/loss").glob("[!_]*.yaml"))
+# A combined loss has no published values of its own.
+LOSSES = sorted(
+    f"loss={path.stem}" for path in ROOT.joinpath("conf/loss").glob("[!_]*.yaml") if path.stem != "combined"
+)
 
 composed = cache(lambda choice: load_config([choice]))
 

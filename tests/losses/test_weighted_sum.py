@@ -43,6 +43,28 @@ def test_value_and_gradient_are_the_weighted_sums_of_those_of_the_parts(build_lo
     assert not any(value.requires_grad for value in both.last.values())
 
 
+def test_the_combined_choice_is_the_sum_of_its_parts(build_loss):
+    parts = [build_loss("contrastive", "memory=cross_batch"), build_loss("norm_softmax")]
+    overrides = ["loss@loss.parts.pairs=contrastive", "loss@loss.parts.proxies=norm_softmax"]
+    both = build_loss("combined", *overrides, "memory=cross_batch", "loss.weights.pairs=0.5")
+    parts[1].load_state_dict(both.parts["proxies"].state_dict())
+    values = [part(*batch()) for part in parts]
+    torch.testing.assert_close(both(*batch()), 0.5 * values[0] + values[1])
+    assert both.parts["pairs"].memory is not None
+    assert both.parts["proxies"].memory is None
+
+
+def test_a_miner_follows_the_margin_of_the_combined_loss_of_pairs(build_loss):
+    overrides = ["loss@loss.parts.pairs=triplet", "loss.parts.pairs.function.margin=0.37"]
+    pairs = build_loss("combined", *overrides).parts["pairs"]
+    assert pairs.miner.margin == pairs.function.margin == 0.37
+
+
+def test_parts_and_weights_of_different_names_are_refused(build_loss):
+    with pytest.raises(ValueError, match=r"weights are given for \['other', 'pairs', 'proxies'\]"):
+        build_loss("combined", "+loss.weights.other=1.0")
+
+
 def test_parameters_of_the_parts_keep_their_kind(build_loss):
     margin, proxies, own = build_loss("margin"), build_loss("arcface"), Spread()
     both = WeightedSum({"margin": (1, margin), "arcface": (1, proxies), "own": (1, own)})

@@ -3,7 +3,7 @@
 from unseen.losses.adapter import MetricLoss, as_metric_loss, pair_loss, proxy_loss
 from unseen.losses.memory import CrossBatchMemory
 from unseen.losses.parameters import parameters_by_kind
-from unseen.losses.weighted_sum import WeightedSum
+from unseen.losses.weighted_sum import WeightedSum, weighted_sum
 
 __all__ = [
     "CrossBatchMemory",
@@ -13,4 +13,5 @@ __all__ = [
     "pair_loss",
     "parameters_by_kind",
     "proxy_loss",
+    "weighted_sum",
 ]

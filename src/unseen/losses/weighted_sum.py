@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 
 from torch import Tensor, nn
@@ -50,3 +50,30 @@ class WeightedSum(nn.Module):
         self.last = {name: value.detach() for name, value in values.items()}
         weighted = [self.weights[name] * value for name, value in values.items()]
         return sum(weighted[1:], weighted[0])
+
+
+def weighted_sum(
+    parts: Mapping[str, Callable[..., nn.Module]],
+    weights: Mapping[str, float],
+    *,
+    num_classes: int,
+    embedding_size: int,
+) -> WeightedSum:
+    """A weighted sum of losses that are made for a number of classes and dimensions.
+
+    Args:
+        parts: name → makes a loss from `num_classes` and `embedding_size`.
+        weights: one for each of the parts.
+        num_classes: training classes, C.
+        embedding_size: d.
+
+    Raises:
+        ValueError: parts and weights have different names, or a part or a weight is refused.
+    """
+    if set(parts) != set(weights):
+        raise ValueError(f"weights are given for {sorted(weights)}, wanted one for each of {sorted(parts)}.")
+    made = {
+        name: (weights[name], make(num_classes=num_classes, embedding_size=embedding_size))
+        for name, make in parts.items()
+    }
+    return WeightedSum(made)
