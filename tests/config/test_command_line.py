@@ -55,6 +55,13 @@ def test_right_overrides_pass(override):
     check_overrides("train", [override, "data=folder", "data.root=/images"])
 
 
+def test_keys_are_checked_in_the_place_that_a_choice_was_given():
+    overrides = ["loss=combined", "loss@loss.parts.pairs=triplet"]
+    check_overrides("train", [*overrides, "loss.weights.pairs=0.5", "loss.parts.pairs.function.margin=0.3"])
+    with pytest.raises(UsageError, match=r"'loss' has the keys: parts, weights"):
+        check_overrides("train", [*overrides, "loss.function.margin=0.3"])
+
+
 @pytest.mark.parametrize("data", sorted(path.stem for path in (config_folder() / "data").glob("[!_]*.yaml")))
 @pytest.mark.parametrize("app", ["check", "prepare"])
 def test_every_data_set_goes_with_every_command(app, data):

@@ -19,7 +19,10 @@ def compose_loss(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dict
     folder.joinpath("sampler").mkdir()
     for name in ("class_balanced", "shuffled"):
         folder.joinpath("sampler", f"{name}.yaml").write_text(f"name: {name}\n")
-    groups = "{sampler: class_balanced}, {miner: none}, {memory: none}, {loss: multi_similarity}"
+    groups = (
+        "{embedding: default}, {sampler: class_balanced}, {miner: none}, {memory: none}, "
+        "{loss: multi_similarity}"
+    )
     folder.joinpath("primary.yaml").write_text(
         f"defaults: [_self_, {groups}]\nhydra: {{searchpath: [file://{CONFIGURATION}]}}\n"
     )

@@ -61,12 +61,40 @@ def test_miner_follows_the_loss_unless_it_was_chosen(compose_loss):
     assert compose_loss("loss=margin", "miner.cutoff=0.7").loss.miner.cutoff == 0.7
 
 
+@pytest.mark.parametrize("miner", ["semi_hard", "violating"])
+def test_one_margin_drives_the_triplet_loss_and_its_miner(miner, compose_loss):
+    for margin in (0.2, 0.37):
+        config = compose_loss("loss=triplet", f"miner={miner}", f"loss.function.margin={margin}")
+        built = instantiate(config.loss)(num_classes=6, embedding_size=16)
+        assert (built.function.margin, built.miner.margin) == (margin, margin)
+
+
+def test_a_miner_keeps_its_own_margin_beside_a_loss_without_one(compose_loss):
+    config = compose_loss("loss=multi_similarity", "miner=semi_hard")
+    assert instantiate(config.loss)(num_classes=6, embedding_size=16).miner.margin == 0.2
+
+
+def test_normalization_follows_the_loss_unless_it_was_chosen(compose_loss):
+    for name in LOSSES:
+        assert compose_loss(f"loss={name}").embedding.normalize == (name != "n_pair")
+    assert compose_loss("loss=n_pair", "embedding.normalize=true").embedding.normalize
+    assert compose_loss("loss=n_pair", "embedding=default").embedding.normalize
+
+
+def test_the_layer_norm_follows_the_loss_unless_it_was_chosen(compose_loss):
+    for name in LOSSES:
+        assert compose_loss(f"loss={name}").embedding.layer_norm == (name == "norm_softmax")
+    assert not compose_loss("loss=norm_softmax", "embedding.layer_norm=false").embedding.layer_norm
+    assert not compose_loss("loss=norm_softmax", "embedding=default").embedding.layer_norm
+    assert compose_loss("loss=norm_softmax").embedding.normalize
+
+
 @pytest.mark.parametrize("miner", choices_of("miner"))
 def test_every_miner_goes_with_pairs_and_triplets(miner, build_loss):
     inputs, labels, ids = noisy_classes()
     for name in ("triplet", "multi_similarity", "contrastive"):
-        for memory in ("none", "cross_batch"):
-            loss = build_loss(name, f"miner={miner}", f"memory={memory}", embedding_size=32)
+        for memory in (["memory=none"], ["memory=cross_batch", "memory.warmup=0"]):
+            loss = build_loss(name, f"miner={miner}", *memory, embedding_size=32)
             value = loss(inputs.requires_grad_(), labels, ids)
             value.backward()
             assert torch.isfinite(value)

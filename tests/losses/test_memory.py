@@ -15,7 +15,7 @@ def some_batch(ids, seed=0):
 
 
 def test_it_holds_the_latest_newest_first():
-    memory = CrossBatchMemory(size=5, embedding_size=1)
+    memory = CrossBatchMemory(size=5, embedding_size=1, warmup=0)
     for ids in ([1, 2], [3, 4], [5, 6]):
         values = torch.tensor(ids)
         memory.add(values[:, None].float(), values % 2, values)
@@ -26,7 +26,7 @@ def test_it_holds_the_latest_newest_first():
 
 
 def test_empty_places_are_no_references():
-    memory = CrossBatchMemory(size=100, embedding_size=16)
+    memory = CrossBatchMemory(size=100, embedding_size=16, warmup=0)
     memory.add(*some_batch([1, 2]))
     references = memory.behind(*some_batch([3], seed=1))
     assert references.ids.tolist() == [3, 1, 2]
@@ -34,14 +34,14 @@ def test_empty_places_are_no_references():
 
 
 def test_a_batch_larger_than_the_memory_fits():
-    memory = CrossBatchMemory(size=2, embedding_size=16)
+    memory = CrossBatchMemory(size=2, embedding_size=16, warmup=0)
     memory.add(*some_batch([1, 2, 3]))
     assert memory.ids.tolist() == [1, 2]
 
 
 def test_contrastive_with_memory_against_loops(build_loss):
     """Anchors of the second batch against both batches, without whatever shows the anchor's own image."""
-    loss = build_loss("contrastive", "memory=cross_batch")
+    loss = build_loss("contrastive", "memory=cross_batch", "memory.warmup=0")
     before, old_labels, old_ids = some_batch([0, 1, 10, 11, 20], seed=1)
     now, labels, ids = some_batch([0, 2, 11, 12], seed=2)
     loss(before, old_labels, old_ids)
@@ -67,21 +67,57 @@ def test_contrastive_with_memory_against_loops(build_loss):
 @pytest.mark.parametrize("name", ["triplet", "margin", "lifted_structure", "angular", "circle", "supcon"])
 def test_only_the_memory_can_give_a_positive(name, build_loss):
     """Every class of a batch is there once: alone it is worth nothing; after another batch it is."""
-    loss = build_loss(name, "memory=cross_batch", "miner=none")
+    loss = build_loss(name, "memory=cross_batch", "memory.warmup=0", "miner=none")
     assert loss(*some_batch([0, 10, 20], seed=1)).item() == 0
     assert loss(*some_batch([1, 11, 21], seed=2)).item() > 0
 
 
 def test_evaluation_is_not_remembered(build_loss):
-    loss = build_loss("contrastive", "memory=cross_batch").eval()
+    loss = build_loss("contrastive", "memory=cross_batch", "memory.warmup=0").eval()
     loss(*some_batch([0, 1, 10]))
     assert len(loss.memory) == 0
 
 
 def test_it_is_saved_and_restored(build_loss):
-    first, second = (build_loss("contrastive", "memory=cross_batch") for _ in range(2))
+    first, second = (build_loss("contrastive", "memory=cross_batch", "memory.warmup=0") for _ in range(2))
     first(*some_batch([0, 1, 10, 11], seed=1))
     second.load_state_dict(first.state_dict())
     batch = some_batch([2, 3, 12, 13], seed=2)
     assert first(*batch).item() == second(*batch).item()
     assert second.memory.ids[:8].tolist() == [2, 3, 12, 13, 0, 1, 10, 11]
+
+
+@pytest.mark.parametrize("name", ["contrastive", "margin", "multi_similarity", "circle"])
+def test_during_the_warm_up_it_fills_and_is_not_used(name, build_loss):
+    plain = build_loss(name)
+    loss = build_loss(name, "memory=cross_batch", "memory.warmup=2")
+    always = build_loss(name, "memory=cross_batch", "memory.warmup=0")
+    values = []
+    for step in range(4):
+        batch = some_batch([10 * c + 2 * step + k for c in range(3) for k in range(2)], seed=step)
+        values.append([function(*batch).item() for function in (plain, loss, always)])
+        assert len(loss.memory) == 6 * (step + 1)
+    assert [row[1] for row in values[:2]] == [row[0] for row in values[:2]]
+    # What it holds afterwards is what it would hold without a warm-up.
+    assert [row[1] for row in values[2:]] == [row[2] for row in values[2:]]
+    assert all(row[1] != row[0] for row in values[2:])
+
+
+def test_the_warm_up_goes_on_where_a_checkpoint_left_it(build_loss):
+    first, second = (build_loss("contrastive", "memory=cross_batch", "memory.warmup=2") for _ in range(2))
+    first(*some_batch([0, 1, 10, 11], seed=1))
+    second.load_state_dict(first.state_dict())
+    assert not second.memory.is_warm
+    second(*some_batch([2, 3, 12, 13], seed=2))
+    assert second.memory.is_warm
+
+
+def test_evaluation_is_no_step_of_the_warm_up(build_loss):
+    loss = build_loss("contrastive", "memory=cross_batch", "memory.warmup=1").eval()
+    loss(*some_batch([0, 1, 10]))
+    assert not loss.memory.is_warm
+
+
+def test_a_negative_warm_up_is_refused(build_loss):
+    with pytest.raises(ValueError, match="warmup=-1"):
+        build_loss("contrastive", "memory=cross_batch", "memory.warmup=-1")

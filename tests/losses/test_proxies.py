@@ -5,6 +5,7 @@ import torch
 from pytorch_metric_learning.regularizers import SparseCentersRegularizer
 from torch.nn.functional import normalize
 
+from unseen.losses import parameters_by_kind
 from unseen.losses.proxies import center_spread
 
 # loss → axis along which a proxy lies
@@ -88,3 +89,15 @@ def test_merged_centers_have_finite_gradients():
 
 def test_one_center_a_class_has_no_spread(build_loss):
     assert center_spread(torch.randn(5, 8), 1) == 0
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_every_proxy_is_known_as_one(name, build_loss):
+    loss = build_loss(name)
+    assert parameters_by_kind(loss) == {"proxies": list(loss.parameters()), "loss": []}
+
+
+@pytest.mark.parametrize("overrides", [[], ["+loss.function.num_classes=6"]], ids=["one", "one a class"])
+def test_a_boundary_is_no_proxy(overrides, build_loss):
+    loss = build_loss("margin", *overrides)
+    assert parameters_by_kind(loss) == {"proxies": [], "loss": [loss.function.beta]}

@@ -8,11 +8,13 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from pytorch_metric_learning.losses import ContrastiveLoss
 
 from unseen.config.command_line import load_config
 from unseen.data.batch import Batch
 from unseen.evaluation.embed import embed
 from unseen.evaluation.measure import measure
+from unseen.losses import WeightedSum
 from unseen.workflow.run import build, execute
 
 
@@ -46,6 +48,25 @@ def test_proxies_move_at_their_own_rate_and_are_saved_and_restored(tiny_run, tmp
     restored = made(tiny_run, tmp_path, *overrides)
     restored.learner.load_state_dict(torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"])
     assert all(torch.equal(after[name], value) for name, value in parameters(restored.learner.loss).items())
+
+
+def test_the_boundary_of_the_margin_loss_moves_at_the_rate_of_the_loss(tiny_run, tmp_path):
+    run = fitted(made(tiny_run, tmp_path, "loss=margin", "sampler.classes_per_batch=4"))
+    groups = {group["name"]: group for group in run.trainer.optimizers[0].param_groups}
+    [boundary] = run.learner.loss.parameters()
+    assert groups["loss_no_decay"]["params"] == [boundary]
+    assert groups["loss_no_decay"]["initial_lr"] == 5e-4
+    # Adam moves a number by at most about its rate a step.
+    assert 0 < abs(boundary.item() - 1.2) <= 1.5 * 5e-4 * run.trainer.global_step
+
+
+def test_each_part_of_a_weighted_sum_is_logged(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    run.learner.loss = WeightedSum({"mined": (1.0, run.learner.loss), "all": (0.5, ContrastiveLoss())})
+    logged = fitted(run).trainer.callback_metrics
+    total = logged["train/metric_loss_mined"] + 0.5 * logged["train/metric_loss_all"]
+    assert logged["train/metric_loss_all"] > 0
+    assert logged["train/metric_loss"].item() == pytest.approx(total.item(), rel=1e-4)
 
 
 def test_during_the_warm_up_the_backbone_rests_and_the_head_learns(tiny_run, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from unseen.training.optimization import Optimization, constant, cosine, step, warmed_up
 
-RATES = {"backbone": 1e-4, "head": 1e-3, "adversary": 2e-3, "proxies": 1e-2}
+RATES = {"backbone": 1e-4, "head": 1e-3, "adversary": 2e-3, "proxies": 1e-2, "loss": 5e-4}
 
 
 def optimization(**changes):
@@ -46,24 +46,42 @@ def test_warmup_rises_linearly_then_follows_the_schedule():
 def test_each_kind_has_its_rate_and_norms_biases_and_proxies_are_not_decayed():
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     proxies = nn.Linear(4, 9, bias=False)
+    boundary = nn.Parameter(torch.ones(1))
     configured = optimization().configure(
-        {"backbone": [backbone], "head": [nn.Linear(4, 2)], "adversary": [], "proxies": [proxies]}, 10
+        {
+            "backbone": backbone.parameters(),
+            "head": nn.Linear(4, 2).parameters(),
+            "adversary": [],
+            "proxies": [proxies.weight],
+            "loss": [boundary],
+        },
+        10,
     )
     groups = {group["name"]: group for group in configured["optimizer"].param_groups}
-    assert set(groups) == {"backbone", "backbone_no_decay", "head", "head_no_decay", "proxies_no_decay"}
+    assert set(groups) == {
+        "backbone",
+        "backbone_no_decay",
+        "head",
+        "head_no_decay",
+        "proxies_no_decay",
+        "loss_no_decay",
+    }
     assert {name: group["weight_decay"] for name, group in groups.items() if "no_decay" in name} == {
         "backbone_no_decay": 0.0,
         "head_no_decay": 0.0,
         "proxies_no_decay": 0.0,
+        "loss_no_decay": 0.0,
     }
     assert groups["backbone"]["weight_decay"] == 0.1
     assert groups["proxies_no_decay"]["lr"] == RATES["proxies"]
     assert groups["proxies_no_decay"]["params"] == [proxies.weight]
+    assert groups["loss_no_decay"]["lr"] == RATES["loss"]
+    assert groups["loss_no_decay"]["params"] == [boundary]
 
 
 def test_the_schedule_ends_with_the_run():
     configured = optimization(schedule=lambda progress: cosine(progress, final=0.0)).configure(
-        {"head": [nn.Linear(2, 2)]}, total_steps=8
+        {"head": nn.Linear(2, 2).parameters()}, total_steps=8
     )
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []

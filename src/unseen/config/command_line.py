@@ -203,9 +203,10 @@ def _values(override: Override) -> list[Any]:
 
 def _plain(override: Override, value: Any) -> str:
     prefix = {"ADD": "+", "FORCE_ADD": "++", "DEL": "~"}.get(override.type.name, "")
+    group = f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
     if override.type.name == "DEL":
-        return f"{prefix}{override.key_or_group}"
-    return f"{prefix}{override.key_or_group}={'null' if value is None else value}"
+        return f"{prefix}{group}"
+    return f"{prefix}{group}={'null' if value is None else value}"
 
 
 def _check_choice(override: Override, own: Sequence[str]) -> None:

@@ -1,6 +1,17 @@
 """Embeddings and labels → a scalar. Built on pytorch-metric-learning, behind `adapter`."""
 
-from unseen.losses.adapter import MetricLoss, pair_loss, proxy_loss
+from unseen.losses.adapter import MetricLoss, as_metric_loss, pair_loss, proxy_loss
 from unseen.losses.memory import CrossBatchMemory
+from unseen.losses.parameters import parameters_by_kind
+from unseen.losses.weighted_sum import WeightedSum, weighted_sum
 
-__all__ = ["CrossBatchMemory", "MetricLoss", "pair_loss", "proxy_loss"]
+__all__ = [
+    "CrossBatchMemory",
+    "MetricLoss",
+    "WeightedSum",
+    "as_metric_loss",
+    "pair_loss",
+    "parameters_by_kind",
+    "proxy_loss",
+    "weighted_sum",
+]

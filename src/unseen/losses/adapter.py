@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,16 +18,26 @@ class MetricLoss(nn.Module):
     """A loss with its miner and its memory.
 
     Args:
-        function: `(embeddings, labels, indices, reference embeddings, reference labels)` → scalar, the
-            contract of pytorch-metric-learning; its parameters are the proxies.
+        function: `(embeddings, labels)` → scalar is enough alone. With a miner or a memory it is called with
+            `(embeddings, labels, indices, reference embeddings, reference labels)`, the contract of
+            pytorch-metric-learning. Its parameters are trained with the network.
         miner: `(embeddings, labels, reference embeddings, reference labels)` → indices of pairs or triplets.
         memory: earlier embeddings to compare the batch with.
+
+    Raises:
+        ValueError: the function cannot be called with what the miner or the memory finds.
     """
 
     def __init__(
         self, function: nn.Module, miner: nn.Module | None = None, memory: CrossBatchMemory | None = None
     ) -> None:
         super().__init__()
+        for key, value, count in (("miner", miner, 3), ("memory", memory, 5)):
+            if value is not None and not _takes(function, count):
+                raise ValueError(
+                    f"{key} is {_name(value)}, but {_name(function)} takes fewer than {count} arguments: it "
+                    f"compares whole batches. Choices: {key}=none, or a loss of pytorch-metric-learning."
+                )
         self.function = function
         self.miner = miner
         self.memory = memory
@@ -38,18 +49,33 @@ class MetricLoss(nn.Module):
             embeddings: `(B, d)` of any floating type; the loss is computed in float32.
             labels: `(B,)` int64 in 0..C-1.
             ids: `(B,)` int64; which image each embedding is of.
+
+        Raises:
+            ValueError: the function does not give a scalar.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            if self.memory is not None:
-                return self._with_memory(self.memory, embeddings, labels, ids)
-            if self.miner is None:
-                return self.function(embeddings, labels)
-            with _random_numbers_of(ids):
-                indices = self.miner(embeddings, labels)
-            return self.function(embeddings, labels, indices)
+            if self.memory is not None and self.memory.is_warm:
+                loss = self._beyond_the_batch(self.memory, embeddings, labels, ids)
+            else:
+                loss = self._within_the_batch(embeddings, labels, ids)
+            if not isinstance(loss, Tensor) or loss.ndim:
+                raise ValueError(
+                    f"{_name(self.function)} gave {_described(loss)}, wanted a scalar tensor: let it reduce "
+                    "to a mean over the batch."
+                )
+            if self.memory is not None and self.training:
+                self.memory.add(embeddings, labels, ids)
+            return loss
 
-    def _with_memory(
+    def _within_the_batch(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        if self.miner is None:
+            return self.function(embeddings, labels)
+        with _random_numbers_of(ids):
+            indices = self.miner(embeddings, labels)
+        return self.function(embeddings, labels, indices)
+
+    def _beyond_the_batch(
         self, memory: CrossBatchMemory, embeddings: Tensor, labels: Tensor, ids: Tensor
     ) -> Tensor:
         # The batch comes first among the references: some losses use one index for both sides.
@@ -58,10 +84,18 @@ class MetricLoss(nn.Module):
             mine = self.miner or _all_pairs
             indices = mine(embeddings, labels, references.embeddings, references.labels)
         indices = _without_self(indices, ids, references.ids)
-        loss = self.function(embeddings, labels, indices, references.embeddings, references.labels)
-        if self.training:
-            memory.add(embeddings, labels, ids)
+        return self.function(embeddings, labels, indices, references.embeddings, references.labels)
+
+
+def as_metric_loss(loss: nn.Module) -> nn.Module:
+    """Any loss with the contract of `MetricLoss`, `(embeddings, labels, ids)` → scalar.
+
+    What names a parameter `ids` in its `forward` already has that contract and is returned as it is; any
+    other module is called with `(embeddings, labels)`.
+    """
+    if "ids" in signature(loss.forward).parameters:
         return loss
+    return MetricLoss(loss)
 
 
 def pair_loss(
@@ -143,6 +177,19 @@ def _name(thing: Any) -> str:
     """Class name of an object, or of what a partial will make."""
     made = getattr(thing, "func", None) or type(thing)
     return str(made.__name__)
+
+
+def _takes(function: nn.Module, count: int) -> bool:
+    """Whether `forward` can be called with so many arguments by position."""
+    try:
+        signature(function.forward).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _all_pairs(_: Tensor, labels: Tensor, __: Tensor, reference_labels: Tensor) -> tuple[Tensor, ...]:

@@ -25,32 +25,48 @@ class References(NamedTuple):
 class CrossBatchMemory(nn.Module):
     """The latest `size` embeddings, newest first, without gradient; saved and restored with a checkpoint.
 
-    Args:
-        size: embeddings it holds.
-        embedding_size: d.
+     Early in training the network changes so fast that embeddings of a few steps ago are those of another one
+    . During the warm-up the memory is therefore filled but not used: when the warm-up ends it
+     holds just what it would hold had there been none.
 
-    Raises:
-        ValueError: `size` is below 1.
+     Args:
+         size: embeddings it holds.
+         embedding_size: d.
+         warmup: training steps in which a batch is compared with itself alone.
+
+     Raises:
+         ValueError: `size` is below 1, or `warmup` below 0.
     """
 
     embeddings: Tensor
     labels: Tensor
     ids: Tensor
+    steps: Tensor
 
-    def __init__(self, size: int, embedding_size: int) -> None:
+    def __init__(self, size: int, embedding_size: int, warmup: int) -> None:
         super().__init__()
         if size < 1:
             raise ValueError(
                 f"size={size}: a memory holds at least 1 embedding (memory=none switches it off)."
             )
+        if warmup < 0:
+            raise ValueError(f"warmup={warmup}: wanted a number of training steps, 0 for no warm-up.")
         self.size = size
+        self.warmup = warmup
         self.register_buffer("embeddings", torch.zeros(size, embedding_size))
         # A negative label marks a place that is still empty.
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("ids", torch.full((size,), -1))
+        # How many batches were remembered: a buffer, so that the warm-up goes on where a checkpoint left it.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
         return int((self.labels >= 0).sum())
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the warm-up is over and the memory is compared with."""
+        return int(self.steps) >= self.warmup
 
     def behind(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> References:
         """The batch, `(B, d)`, `(B,)` and `(B,)`, followed by what is remembered."""
@@ -67,3 +83,4 @@ class CrossBatchMemory(nn.Module):
         self.embeddings = torch.cat([embeddings.detach(), self.embeddings])[: self.size]
         self.labels = torch.cat([labels, self.labels])[: self.size]
         self.ids = torch.cat([ids, self.ids])[: self.size]
+        self.steps = self.steps + 1

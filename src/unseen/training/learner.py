@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
+from unseen.losses import WeightedSum, parameters_by_kind
 from unseen.nn.adversary import AdversaryOutput, ClassAdversary
 from unseen.nn.embedder import Embedded, Embedder
 from unseen.retrieval import RetrievalMetric, evaluate
@@ -21,7 +22,7 @@ class MetricLearner(LightningModule):
 
     Args:
         embedder: images → embedding.
-        loss: `(embeddings (B, d), labels (B,), ids (B,))` → scalar; its parameters are the proxies.
+        loss: `(embeddings (B, d), labels (B,), ids (B,))` → scalar; its parameters learn too.
         adversary: classifier of the seen classes, or none.
         optimization: learning rates, schedule, frozen warm-up.
         evaluate: embeddings `(N, d)` and labels `(N,)` → retrieval result; for the validation classes.
@@ -60,6 +61,9 @@ class MetricLearner(LightningModule):
         embedded = self(batch.images)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
+        if isinstance(self.loss, WeightedSum):
+            for name, value in self.loss.last.items():
+                self._log_train(f"metric_loss_{name}", value, len(batch.labels))
         adversary = self._adversary_step(embedded, batch.labels)
         if batch_index == 0:
             self._log_gradient_norms(embedded, metric_loss, adversary)
@@ -133,11 +137,12 @@ class MetricLearner(LightningModule):
         self.validation.reset()
 
     def configure_optimizers(self) -> Any:
-        """One optimiser; backbone, head, adversary and proxies in their own groups."""
-        parts: dict[str, list[nn.Module]] = {
-            "backbone": [self.embedder.backbone],
-            "head": [self.embedder.fusion, self.embedder.projection],
-            "adversary": [self.adversary] if self.adversary is not None else [],
-            "proxies": [self.loss],
+        """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups."""
+        head = [*self.embedder.fusion.parameters(), *self.embedder.projection.parameters()]
+        kinds: dict[str, Iterable[nn.Parameter]] = {
+            "backbone": self.embedder.backbone.parameters(),
+            "head": head,
+            "adversary": self.adversary.parameters() if self.adversary is not None else [],
+            **parameters_by_kind(self.loss),
         }
-        return self.optimization.configure(parts, int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure(kinds, int(self.trainer.estimated_stepping_batches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,8 @@ class Optimization:
 
     Args:
         algorithm: makes the optimiser from parameter groups (a partial of a `torch.optim` class).
-        learning_rates: for `backbone`, `head` (fusion and embedding), `adversary` and `proxies`.
+        learning_rates: for `backbone`, `head` (fusion and embedding), `adversary`, `proxies` and `loss` (the
+            parameters of a loss that are no proxies, such as the boundary of the margin loss).
         schedule: factor on all of them, by training progress.
         warmup: share of training over which the factor rises from zero.
         frozen_backbone_epochs: epochs at the start in which only the new layers learn.
@@ -68,7 +69,7 @@ class Optimization:
     frozen_backbone_epochs: int
 
     def __post_init__(self) -> None:
-        wanted = {"backbone", "head", "adversary", "proxies"}
+        wanted = {"backbone", "head", "adversary", "proxies", "loss"}
         if set(self.learning_rates) != wanted:
             raise ValueError(
                 f"learning_rates has {sorted(self.learning_rates)}, wanted one for each of {sorted(wanted)}."
@@ -80,23 +81,22 @@ class Optimization:
             raise ValueError(f"frozen_backbone_epochs={self.frozen_backbone_epochs}: wanted 0 or more.")
         warmed_up(self.schedule, self.warmup)
 
-    def configure(self, parts: Mapping[str, Sequence[nn.Module]], total_steps: int) -> dict[str, Any]:
+    def configure(self, kinds: Mapping[str, Iterable[nn.Parameter]], total_steps: int) -> dict[str, Any]:
         """Lightning's optimiser dictionary.
 
         Args:
-            parts: kind of parameter → the modules that hold them.
+            kinds: kind of parameter → the parameters.
             total_steps: optimiser steps of the whole run; the end of the schedule.
         """
-        groups = [group for kind, modules in parts.items() for group in self._groups(kind, modules)]
+        groups = [group for kind, held in kinds.items() for group in self._groups(kind, list(held))]
         optimizer = self.algorithm(groups)
         factor = warmed_up(self.schedule, self.warmup)
         # One step late on purpose: with a warm-up the very first step would otherwise have rate zero.
         scheduler = LambdaLR(optimizer, lambda done: factor(min(1.0, (done + 1) / max(1, total_steps))))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _groups(self, kind: str, modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    def _groups(self, kind: str, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
         """Weights, and apart from them what weight decay would only harm: biases, norms and proxies."""
-        parameters = [parameter for module in modules for parameter in module.parameters()]
         undecayed = [parameter for parameter in parameters if parameter.ndim < 2 or kind == "proxies"]
         chosen = {id(parameter) for parameter in undecayed}
         decayed = [parameter for parameter in parameters if id(parameter) not in chosen]
