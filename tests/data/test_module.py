@@ -33,8 +33,8 @@ CLASSES, TEST_CLASSES, IMAGES = 5, 2, 8
 BASE = Path(__file__).parents[2] / "conf" / "data" / "_base_.yaml"
 BALANCED = functools.partial(ClassBalanced, classes_per_batch=3, images_per_class=3)
 SHUFFLED = functools.partial(Shuffled, batch_size=6)
-FIXED = functools.partial(fixed, seed=0, seen_fraction=0.25)
-HOLDOUT = functools.partial(holdout, seed=0, seen_fraction=0.25, class_fraction=0.4)
+FIXED = functools.partial(fixed, seed=0, held_out_fraction=0.25)
+HOLDOUT = functools.partial(holdout, seed=0, held_out_fraction=0.25, class_fraction=0.4)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_augmentation_differs_between_epochs_seeds_and_draws_of_one_image(
     make = functools.partial(
         module,
         manifest=few,
-        protocol=functools.partial(fixed, seed=0, seen_fraction=0.0),
+        protocol=functools.partial(fixed, seed=0, held_out_fraction=0.0),
         sampler=functools.partial(ClassBalanced, classes_per_batch=2, images_per_class=6),
     )
     data = make()
@@ -333,7 +333,7 @@ def test_groups_of_the_config_fit(
         protocol=instantiate(config.protocol), sampler=functools.partial(instantiate(config.sampler), **sizes)
     )
     assert (len(data.split.validation) > 0) == (protocol != "fixed")
-    assert len(data.split.seen) >= 2
+    assert len(data.split.held_out) >= 2
     assert len(epoch_batches(data)) > 0
 
 

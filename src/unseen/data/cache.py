@@ -23,7 +23,7 @@ from rich.progress import track
 
 from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
 from unseen.data.manifest import Manifest
-from unseen.files import alone, replacing
+from unseen.files import exclusive_lock, replacing
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class CacheError(ValueError):
     """Decoded images that cannot be kept, or a file of them that cannot be used; the message says why."""
 
 
-class Kept:
+class InMemory:
     """Images in memory. Worker processes that are forked share it.
 
     Args:
@@ -132,7 +132,7 @@ def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) 
     return images
 
 
-def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Kept:
+def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> InMemory:
     """Images decoded now, for this run; see `memory_mapped` for the arguments.
 
     Raises:
@@ -149,7 +149,7 @@ def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path)
             kept[row] = image
         if row + 1 == SAMPLE:
             _check_fits(kept, SAMPLE, len(images), available)
-    return Kept(kept, problems)
+    return InMemory(kept, problems)
 
 
 def _check_fits(kept: dict[int, Pixels], seen: int, count: int, available: int) -> None:
@@ -185,7 +185,7 @@ def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: P
         folder.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock")
         waiting = "Another process is decoding these images: waiting for it (%s)."
-        with alone(lock, lambda: log.info(waiting, lock)):
+        with exclusive_lock(lock, lambda: log.info(waiting, lock)):
             try:
                 return _fitting(path, wanted)  # another process may have made it meanwhile
             except CacheError as error:
@@ -218,7 +218,7 @@ def _make(
     path: Path, wanted: dict[str, Any], images: Files, short_side: int, keep_going: bool
 ) -> MemoryMapped:
     for leftover in path.parent.glob(f".{path.stem}.*"):
-        leftover.unlink()  # of a process that was killed: whoever holds the lock is alone
+        leftover.unlink()  # of a process that was killed: nobody else holds the lock
     index = np.zeros((len(images), 3), dtype="<i8")
     problems: dict[int, str] = {}
     offset = 0

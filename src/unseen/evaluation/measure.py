@@ -65,7 +65,7 @@ def measure(embedder: Embedder, data: DataModule, evaluate: Evaluate, seed: int)
         validation = embed(embedder, data.loader(split.validation))
         metrics["validation"] = dict(evaluate(validation.embeddings, validation.labels).metrics)
     metrics["unseen"]["probe_accuracy"] = probe_accuracy(queries.features, queries.labels)
-    if len(split.seen):
+    if len(split.held_out):
         metrics |= _gap(embedder, data, evaluate, queries, seed)
     return Measurement(metrics, unseen, queries, gallery)
 
@@ -73,7 +73,7 @@ def measure(embedder: Embedder, data: DataModule, evaluate: Evaluate, seed: int)
 def _gap(
     embedder: Embedder, data: DataModule, evaluate: Evaluate, unseen: EmbeddedImages, seed: int
 ) -> dict[str, dict[str, float]]:
-    seen = embed(embedder, data.loader(data.split.seen), features=True)
+    seen = embed(embedder, data.loader(data.split.held_out), features=True)
     rows = matched_galleries(seen.labels.numpy(), unseen.labels.numpy(), seed)
     if len(rows[0]) == 0:
         return {}

@@ -145,7 +145,7 @@ def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
         Console(stderr=True),
         crop_to_box=config.data.crop_to_box,
         excluded=data.excluded,
-        sides=data.split.sides,
+        parts=data.split.parts,
     )
     report.write(folder / "check")
     if report.errors:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unseen.data import preflight as preflight_module
 from unseen.data.images import PassingError
+from unseen.data.inspect import preflight as preflight_module
 from unseen.data.inspect.preflight import Report, near_duplicates, preflight
 from unseen.data.manifest import Manifest
 from unseen.data.sources import folder
@@ -138,15 +138,15 @@ def test_an_image_on_both_sides_is_an_error_unless_allowed(pictures: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("part", ["seen", "validation"])
+@pytest.mark.parametrize("part", ["held_out", "validation"])
 def test_what_is_held_out_of_training_is_compared_with_it(pictures: Path, part: str, suffix: str) -> None:
     """The same pixels must not choose the epoch; photographs of a class taken in one go are merely listed."""
     picture(0).save(pictures / "b" / f"copy.{suffix}", quality=60)
     manifest = folder.read(pictures, split="order", train_fraction=0.5, seed=0, listed="test")
-    sides = np.where(manifest.roles == "train", "train", "test").astype("<U10")
-    held = [row for row, path in enumerate(manifest.paths) if path.startswith("b/")]
-    sides[held] = part
-    report = look_at_manifest(manifest, sides=sides)
+    parts = np.where(manifest.roles == "train", "train", "test").astype("<U10")
+    copied = [row for row, path in enumerate(manifest.paths) if path.startswith("b/")]
+    parts[copied] = part
+    report = look_at_manifest(manifest, parts=parts)
     assert named(report, [*report.exact, *report.near]) == [["a/0.png", f"b/copy.{suffix}"]]
     assert "| … across the split | 1 |" in report.markdown()
     assert f"({part}, b)" in report.markdown()

@@ -39,8 +39,8 @@ BLOCK = 2048
 """Hashes compared at a time: a block of `BLOCK × BLOCK` distances takes 16 MB, its pairs up to 64 MB."""
 ERRORS = ("unreadable", "leakage")
 """What must not go into training unless it is allowed by name."""
-SIDES = ("", "train", "seen", "validation", "test")
-"""What rows are for, the later the more it matters that nobody has seen them; see `Split.sides`."""
+PARTS = ("", "train", "held_out", "validation", "test")
+"""What rows are for, the later the more it matters that nobody has seen them; see `Split.parts`."""
 LISTED = 50
 """Entries that a section of the readable report shows; `report.json` has all."""
 
@@ -75,7 +75,7 @@ class Report:
         small_classes: class name → what it has too few of.
         allow: names out of `ERRORS` that are no error here.
         excluded: paths that were left out before.
-        sides: `(N,)` out of `SIDES`; `None`: by the manifest's roles, train or test.
+        parts: `(N,)` out of `PARTS`; `None`: by the manifest's roles, train or test.
     """
 
     manifest: Manifest
@@ -86,18 +86,18 @@ class Report:
     small_classes: dict[str, str]
     allow: tuple[str, ...]
     excluded: tuple[str, ...] = ()
-    sides: NDArray[np.str_] | None = None
+    parts: NDArray[np.str_] | None = None
 
     @cached_property
     def _rank(self) -> NDArray[np.int64]:
-        """`(N,)` place of each row's side in `SIDES`."""
+        """`(N,)` place of each row's part in `PARTS`."""
         by_role = np.where(self.manifest.roles == "train", "train", "test")
-        sides = by_role if self.sides is None else self.sides
-        return np.array([SIDES.index(side) for side in sides.tolist()])
+        parts = by_role if self.parts is None else self.parts
+        return np.array([PARTS.index(part) for part in parts.tolist()])
 
     def crosses(self, group: Rows) -> bool:
-        """Whether a group has rows on several sides."""
-        return len({int(self._rank[row]) for row in group} - {SIDES.index("")}) > 1
+        """Whether a group has rows in several parts."""
+        return len({int(self._rank[row]) for row in group} - {PARTS.index("")}) > 1
 
     def disagrees(self, group: Rows) -> bool:
         """Whether a group has rows of more than one class."""
@@ -110,18 +110,18 @@ class Report:
         Near duplicates among training classes, and any of a class's own images that are held out, are common
         in photographs taken in one go: they are listed, but are no leak.
         """
-        test = SIDES.index("test")
-        exact = [group for group in self.exact if self._side(group) >= SIDES.index("validation")]
-        near = [group for group in self.near if self._side(group) == test]
+        test = PARTS.index("test")
+        exact = [group for group in self.exact if self._highest(group) >= PARTS.index("validation")]
+        near = [group for group in self.near if self._highest(group) == test]
         return [group for group in (*exact, *near) if self.crosses(group)]
 
     def part(self, row: int) -> str:
-        """What a row is for, in a word: its role in a test, else its side."""
-        side = SIDES[self._rank[row]]
-        return str(self.manifest.roles[row]) if side in ("test", "") else side
+        """What a row is for, in a word: its role in a test, else its part."""
+        part = PARTS[self._rank[row]]
+        return str(self.manifest.roles[row]) if part in ("test", "") else part
 
-    def _side(self, group: Rows) -> int:
-        """The side of a group that matters most."""
+    def _highest(self, group: Rows) -> int:
+        """The part of a group that matters most."""
         return max(int(self._rank[row]) for row in group)
 
     @property
@@ -129,11 +129,11 @@ class Report:
         """Paths to leave out: those left out before, what cannot be read, and training copies of what leaks.
 
         Of a leak, the copies that test (else those that validate) are never among them, so that a benchmark's
-        test set stays what it is: a picture that holds objects of both sides has to be left out by hand.
+        test set stays what it is: a picture that holds objects of both has to be left out by hand.
         """
-        paths, test = self.manifest.paths, SIDES.index("test")
+        paths, test = self.manifest.paths, PARTS.index("test")
         tested = {paths[row] for row in np.flatnonzero(self._rank == test)}
-        copies = {row for group in self.leaks for row in group if self._rank[row] < self._side(group)}
+        copies = {row for group in self.leaks for row in group if self._rank[row] < self._highest(group)}
         rows = set(self.broken) | {row for row in copies if paths[row] not in tested}
         found = [paths[row] for row in sorted(rows)]
         return list(dict.fromkeys([*self.excluded, *found]))
@@ -144,8 +144,8 @@ class Report:
         found = {
             "unreadable": f"{len(self.broken):,} images cannot be read" if self.broken else "",
             "leakage": " and ".join(
-                f"{count:,} images are in training and in {SIDES[side]}"
-                for side, count in sorted(Counter(map(self._side, self.leaks)).items(), reverse=True)
+                f"{count:,} images are in training and in {PARTS[part]}"
+                for part, count in sorted(Counter(map(self._highest, self.leaks)).items(), reverse=True)
             ),
         }
         return [
@@ -204,7 +204,7 @@ def preflight(
     allow: Sequence[str],
     crop_to_box: bool = False,
     excluded: Sequence[str] = (),
-    sides: NDArray[np.str_] | None = None,
+    parts: NDArray[np.str_] | None = None,
     progress: Progress = lambda done: None,
 ) -> Report:
     """Decode every image and report what is wrong with the set.
@@ -219,7 +219,7 @@ def preflight(
         allow: names out of `ERRORS` that are no error here.
         crop_to_box: whether training cuts images to their boxes.
         excluded: paths that were left out before, which the new list for `data.exclude` has to name again.
-        sides: see `Report`.
+        parts: see `Report`.
         progress: is told how far it is.
 
     Raises:
@@ -258,7 +258,7 @@ def preflight(
         small_classes=small_classes(manifest, images_per_class),
         allow=tuple(allow),
         excluded=tuple(excluded),
-        sides=sides,
+        parts=parts,
     )
 
 
