@@ -16,6 +16,9 @@ from unseen.data.manifest import Manifest, ManifestError
 log = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
+FEWEST_HELD_OUT = (4, 2)
+"""Images of a class that are held out, and that stay in training, at least; the second where the class is too
+small for the first. Of two images each has one to find: R@1, MAP@R and R-precision are then one number."""
 MOST_HELD_OUT = 1.5
 """Times `held_out_fraction` that may be held out before classes are left whole."""
 
@@ -227,10 +230,9 @@ def _split(manifest: Manifest, validation_classes: Rows, seed: int, held_out_fra
 
 
 def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) -> Rows:
-    """Rows to keep out of training: a share of each class, at least two so that each can find the other.
+    """Rows to keep out of training: a share of each class, at least `FEWEST_HELD_OUT` (see `_count`).
 
-    A class that would be left with fewer than two training images gives none. Where classes are so small that
-    two images of each are far more than the share, only a draw of classes gives some.
+    Where classes are so small that this is far more than the share, only a draw of classes gives some.
 
     Raises:
         ValueError: the fraction is outside [0, 1).
@@ -240,8 +242,7 @@ def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) 
     held: dict[int, Rows] = {}
     for label in np.unique(manifest.labels[rows] if fraction else []):
         images = rows[manifest.labels[rows] == label]
-        count = max(2, round(fraction * len(images)))
-        if len(images) - count >= 2:
+        if count := _count(len(images), fraction):
             held[label] = images[_order([manifest.paths[row] for row in images], seed, "seen")[:count]]
     if sum(map(len, held.values())) > MOST_HELD_OUT * fraction * len(rows):
         held, whole = _thinned(held, manifest, seed, fraction * len(rows)), held
@@ -251,6 +252,13 @@ def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) 
             *(len(held), len(whole), count, len(rows), 100 * count / len(rows)),
         )
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *held.values()]))
+
+
+def _count(images: int, fraction: float) -> int:
+    """Images of a class that are held out: the share, but at least 4 if as many stay; else 2; else 0."""
+    share = round(fraction * images)
+    counts = ((least, max(least, share)) for least in FEWEST_HELD_OUT)
+    return next((count for least, count in counts if images - count >= least), 0)
 
 
 def _thinned(held: dict[int, Rows], manifest: Manifest, seed: int, wanted: float) -> dict[int, Rows]:
