@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
+from unseen.data.images import Files, ImageError, Images, Pixels, attempt, in_order
 from unseen.data.manifest import Manifest
 from unseen.files import exclusive_lock, replacing
 
@@ -37,17 +37,6 @@ LONG = 2000
 
 SAMPLE = 100
 """After this many images it is known what all of them take."""
-
-
-class Images(Protocol):
-    """Whatever gives the pixels of a row."""
-
-    @property
-    def problems(self) -> dict[int, str]:
-        """Rows that were found to be unreadable, and why."""
-
-    def __getitem__(self, row: int) -> Pixels:
-        """`(H, W, 3)` uint8."""
 
 
 class CacheError(ValueError):
@@ -66,6 +55,9 @@ class InMemory:
         self.images = images
         self.problems = problems
 
+    def __len__(self) -> int:
+        return len(self.images) + len(self.problems)
+
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8."""
         return self.images[row]
@@ -83,6 +75,9 @@ class Selected:
         self.images = images
         self.rows = rows
         self.problems: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8."""
@@ -107,6 +102,9 @@ class MemoryMapped:
         self.description, self.index = _read_end(self._bytes)
         self.problems = {int(row): text for row, text in self.description["problems"].items()}
 
+    def __len__(self) -> int:
+        return len(self.index)
+
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8; changes to it do not reach the file."""
         offset, height, width = self.index[row]
@@ -117,8 +115,8 @@ class MemoryMapped:
         return MemoryMapped, (self.path,)  # another process opens it for itself
 
 
-def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Files:
-    """Images as their files hold them, decoded each time; see `memory_mapped` for the arguments.
+def uncached(images: Images, *, short_side: int, keep_going: bool, folder: Path) -> Images:
+    """Images decoded each time; see `memory_mapped` for the arguments.
 
     With `keep_going` all are decoded once beforehand, to find those that cannot be.
 
@@ -132,7 +130,7 @@ def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) 
     return images
 
 
-def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> InMemory:
+def in_memory(images: Images, *, short_side: int, keep_going: bool, folder: Path) -> InMemory:
     """Images decoded now, for this run; see `memory_mapped` for the arguments.
 
     Raises:
@@ -250,7 +248,7 @@ def _read_end(content: Pixels) -> tuple[dict[str, Any], NDArray[np.int64]]:
     return description, index
 
 
-def _decode(images: Files, short_side: int, keep_going: bool) -> Iterator[Pixels | ImageError]:
+def _decode(images: Images, short_side: int, keep_going: bool) -> Iterator[Pixels | ImageError]:
     def decode(row: int) -> Pixels | ImageError:
         image = attempt(images, row)
         return image if isinstance(image, ImageError) else shrink(image, short_side)

@@ -136,6 +136,8 @@ def _look_before(config: DictConfig, data: DataModule, folder: Path) -> None:
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if not is_first or not _is_long(config, len(data.split.train)):  # of several processes one looks for all
         return
+    if not data.reads_files:
+        return
     passed = Path(config.data.cache_dir).expanduser() / "checked" / _checked_key(config, data)
     if (passed / "report.json").is_file():
         return
