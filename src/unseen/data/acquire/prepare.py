@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from unseen.data.acquire.archive import is_archive, remove_leftovers, unpack
-from unseen.data.acquire.download import DownloadError, RemoteFile, fetch, kept
+from unseen.data.acquire.download import DownloadError, RemoteFile, bytes_so_far, fetch
 from unseen.data.manifest import Manifest
 from unseen.data.sources.layout import IncompleteData
 from unseen.files import exclusive_lock
@@ -115,7 +115,9 @@ def _require_manual(root: Path, files: Sequence[RemoteFile], page: str) -> None:
 def _require_space(root: Path, files: Sequence[RemoteFile]) -> None:
     """Images hardly compress: an archive needs its own length and as much again unpacked."""
     places = [(file, _place(file, root)) for file in files]
-    missing = sum(max(0, (file.bytes or 0) - kept(place)) for file, place in places if not place.exists())
+    missing = sum(
+        max(0, (file.bytes or 0) - bytes_so_far(place)) for file, place in places if not place.exists()
+    )
     unpacked = sum(file.bytes or 0 for file in files if is_archive(file.name))
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
