@@ -35,7 +35,7 @@ def look(tmp_path: Path) -> Look:
         config = load_config([*own, *overrides], run_folder=str(tmp_path / "run"))
         manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
         split = protocol(manifest, seed=0, held_out_fraction=0.15)
-        data = SimpleNamespace(manifest=manifest, split=split, excluded=())
+        data = SimpleNamespace(manifest=manifest, split=split, excluded=(), reads_files=True)
         _look_before(config, data, tmp_path / "run")  # type: ignore[arg-type]
 
     return look_at
