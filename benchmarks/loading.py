@@ -85,7 +85,7 @@ def module(
     flip = v2.RandomHorizontalFlip()
     return DataModule(
         manifest,
-        functools.partial(fixed, seed=0, seen_fraction=0.0),
+        functools.partial(fixed, seed=0, held_out_fraction=0.0),
         functools.partial(Shuffled, batch_size=BATCH_SIZE),
         Transforms(
             sequence([random_resized_crop(options.image_size, (0.2, 1.0)), flip]),

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path, when_waiting: Callable[[], None]) -> Iterator[None]:
+def exclusive_lock(path: Path, when_waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path`, which stays; if another process holds it, say so and wait.
 
     Raises:

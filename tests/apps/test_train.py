@@ -141,7 +141,7 @@ def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
         ),
         (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
         (["data.root=/nowhere"], ["/nowhere"]),
-        (["protocol.seen_fraction=2"], ["seen_fraction=2"]),
+        (["protocol.held_out_fraction=2"], ["held_out_fraction=2"]),
         (["resume_from=/nowhere.ckpt", "sampler.classes_per_batch=4"], ["/nowhere.ckpt"]),
     ],
 )

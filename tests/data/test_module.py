@@ -33,8 +33,8 @@ CLASSES, TEST_CLASSES, IMAGES = 5, 2, 8
 BASE = Path(__file__).parents[2] / "conf" / "data" / "_base_.yaml"
 BALANCED = functools.partial(ClassBalanced, classes_per_batch=3, images_per_class=3)
 SHUFFLED = functools.partial(Shuffled, batch_size=6)
-FIXED = functools.partial(fixed, seed=0, seen_fraction=0.25)
-HOLDOUT = functools.partial(holdout, seed=0, seen_fraction=0.25, class_fraction=0.4)
+FIXED = functools.partial(fixed, seed=0, held_out_fraction=0.25)
+HOLDOUT = functools.partial(holdout, seed=0, held_out_fraction=0.25, class_fraction=0.4)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_training_batches_hold_augmented_training_images_with_seen_labels(
     data = module(protocol=HOLDOUT)
     batches = epoch_batches(data)
     assert data.num_classes == 3
-    assert len(batches) == len(data.train_dataloader()) == 2
+    assert len(batches) == len(data.train_dataloader()) == 3
     for batch in batches:
         assert isinstance(batch, Batch)
         assert batch.images.shape == (9, 3, 16, 16)
@@ -158,7 +158,7 @@ def test_augmentation_differs_between_epochs_seeds_and_draws_of_one_image(
     make = functools.partial(
         module,
         manifest=few,
-        protocol=functools.partial(fixed, seed=0, seen_fraction=0.0),
+        protocol=functools.partial(fixed, seed=0, held_out_fraction=0.0),
         sampler=functools.partial(ClassBalanced, classes_per_batch=2, images_per_class=6),
     )
     data = make()
@@ -276,7 +276,7 @@ def test_paths_that_look_like_comments_or_hold_line_ends_can_be_excluded(
             },
             "data.cache_size=17: .* 18 pixels, .* at least 18",
         ),
-        ({"sampler": functools.partial(Shuffled, batch_size=31)}, "sampler.batch_size=31: .* 1 and 30"),
+        ({"sampler": functools.partial(Shuffled, batch_size=31)}, "sampler.batch_size=31: .* 1 and 28"),
     ],
 )
 def test_values_that_cannot_be_are_refused_before_any_image_is_read(
@@ -333,7 +333,7 @@ def test_groups_of_the_config_fit(
         protocol=instantiate(config.protocol), sampler=functools.partial(instantiate(config.sampler), **sizes)
     )
     assert (len(data.split.validation) > 0) == (protocol != "fixed")
-    assert len(data.split.seen) >= 2
+    assert len(data.split.held_out) >= 2
     assert len(epoch_batches(data)) > 0
 
 
@@ -445,7 +445,7 @@ def test_a_checkpoint_from_within_an_epoch_of_other_batches_is_refused(
     epochs = ModelCheckpoint(tmp_path / "epochs", "{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
     fit(module(), [steps, epochs])
     assert len(module().train_dataloader()) == 4
-    other = functools.partial(module, sampler=SHUFFLED)
+    other = functools.partial(module, sampler=functools.partial(Shuffled, batch_size=5))
     with pytest.raises(ValueError, match=r"stopped at batch 2 of 4; epochs of this run have 5 batches"):
         fit(other(), [], tmp_path / "step=2.ckpt")
     # At the end of an epoch all is well.

@@ -34,8 +34,8 @@ def look(tmp_path: Path) -> Look:
         own = ("data=folder", f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}", "check_from=0")
         config = load_config([*own, *overrides], run_folder=str(tmp_path / "run"))
         manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
-        split = protocol(manifest, seed=0, seen_fraction=0.15)
-        data = SimpleNamespace(manifest=manifest, split=split, excluded=())
+        split = protocol(manifest, seed=0, held_out_fraction=0.15)
+        data = SimpleNamespace(manifest=manifest, split=split, excluded=(), reads_files=True)
         _look_before(config, data, tmp_path / "run")  # type: ignore[arg-type]
 
     return look_at
@@ -76,8 +76,8 @@ def test_files_that_changed_since_are_looked_at_again_and_others_are_not(
 def test_images_that_validate_must_not_be_trained_on(coloured_tree: Path, tmp_path: Path, look: Look) -> None:
     halves = functools.partial(holdout, class_fraction=0.5)
     manifest = folder.read(coloured_tree, split="order", train_fraction=0.5, seed=0, listed="test")
-    sides = halves(manifest, seed=0, seen_fraction=0.0).sides
-    trained, validates = (list(sides).index(side) for side in ("train", "validation"))
+    parts = halves(manifest, seed=0, held_out_fraction=0.0).parts
+    trained, validates = (list(parts).index(part) for part in ("train", "validation"))
     shutil.copytree(coloured_tree, tmp_path / "tree")
     shutil.copy(*(tmp_path / "tree" / manifest.paths[row] for row in (trained, validates)))
     look(tmp_path / "tree")

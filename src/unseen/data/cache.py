@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from unseen.data.images import Files, ImageError, Pixels, attempt, in_order
+from unseen.data.images import Files, ImageError, Images, Pixels, attempt, in_order
 from unseen.data.manifest import Manifest
-from unseen.files import alone, replacing
+from unseen.files import exclusive_lock, replacing
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +39,11 @@ SAMPLE = 100
 """After this many images it is known what all of them take."""
 
 
-class Images(Protocol):
-    """Whatever gives the pixels of a row."""
-
-    @property
-    def problems(self) -> dict[int, str]:
-        """Rows that were found to be unreadable, and why."""
-
-    def __getitem__(self, row: int) -> Pixels:
-        """`(H, W, 3)` uint8."""
-
-
 class CacheError(ValueError):
     """Decoded images that cannot be kept, or a file of them that cannot be used; the message says why."""
 
 
-class Kept:
+class InMemory:
     """Images in memory. Worker processes that are forked share it.
 
     Args:
@@ -65,6 +54,9 @@ class Kept:
     def __init__(self, images: dict[int, Pixels], problems: dict[int, str]) -> None:
         self.images = images
         self.problems = problems
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.problems)
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8."""
@@ -83,6 +75,9 @@ class Selected:
         self.images = images
         self.rows = rows
         self.problems: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8."""
@@ -107,6 +102,9 @@ class MemoryMapped:
         self.description, self.index = _read_end(self._bytes)
         self.problems = {int(row): text for row, text in self.description["problems"].items()}
 
+    def __len__(self) -> int:
+        return len(self.index)
+
     def __getitem__(self, row: int) -> Pixels:
         """`(H, W, 3)` uint8; changes to it do not reach the file."""
         offset, height, width = self.index[row]
@@ -117,8 +115,8 @@ class MemoryMapped:
         return MemoryMapped, (self.path,)  # another process opens it for itself
 
 
-def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Files:
-    """Images as their files hold them, decoded each time; see `memory_mapped` for the arguments.
+def uncached(images: Images, *, short_side: int, keep_going: bool, folder: Path) -> Images:
+    """Images decoded each time; see `memory_mapped` for the arguments.
 
     With `keep_going` all are decoded once beforehand, to find those that cannot be.
 
@@ -132,7 +130,7 @@ def uncached(images: Files, *, short_side: int, keep_going: bool, folder: Path) 
     return images
 
 
-def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path) -> Kept:
+def in_memory(images: Images, *, short_side: int, keep_going: bool, folder: Path) -> InMemory:
     """Images decoded now, for this run; see `memory_mapped` for the arguments.
 
     Raises:
@@ -149,7 +147,7 @@ def in_memory(images: Files, *, short_side: int, keep_going: bool, folder: Path)
             kept[row] = image
         if row + 1 == SAMPLE:
             _check_fits(kept, SAMPLE, len(images), available)
-    return Kept(kept, problems)
+    return InMemory(kept, problems)
 
 
 def _check_fits(kept: dict[int, Pixels], seen: int, count: int, available: int) -> None:
@@ -185,7 +183,7 @@ def memory_mapped(images: Files, *, short_side: int, keep_going: bool, folder: P
         folder.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock")
         waiting = "Another process is decoding these images: waiting for it (%s)."
-        with alone(lock, lambda: log.info(waiting, lock)):
+        with exclusive_lock(lock, lambda: log.info(waiting, lock)):
             try:
                 return _fitting(path, wanted)  # another process may have made it meanwhile
             except CacheError as error:
@@ -218,7 +216,7 @@ def _make(
     path: Path, wanted: dict[str, Any], images: Files, short_side: int, keep_going: bool
 ) -> MemoryMapped:
     for leftover in path.parent.glob(f".{path.stem}.*"):
-        leftover.unlink()  # of a process that was killed: whoever holds the lock is alone
+        leftover.unlink()  # of a process that was killed: nobody else holds the lock
     index = np.zeros((len(images), 3), dtype="<i8")
     problems: dict[int, str] = {}
     offset = 0
@@ -250,7 +248,7 @@ def _read_end(content: Pixels) -> tuple[dict[str, Any], NDArray[np.int64]]:
     return description, index
 
 
-def _decode(images: Files, short_side: int, keep_going: bool) -> Iterator[Pixels | ImageError]:
+def _decode(images: Images, short_side: int, keep_going: bool) -> Iterator[Pixels | ImageError]:
     def decode(row: int) -> Pixels | ImageError:
         image = attempt(images, row)
         return image if isinstance(image, ImageError) else shrink(image, short_side)

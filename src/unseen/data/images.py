@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
     with opened(path) as image:
         image.load()
         # A copy, as torch warns of read-only arrays.
-        pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
+        pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
     return pixels if box is None else _crop(pixels, box, path)
 
 
@@ -67,7 +67,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        if _passes(error):
+        if passes(error):
             raise PassingError(
                 f"Image '{path}' cannot be read now ({type(error).__name__}: {error}). The cause is this "
                 "machine, not the image: look at its memory, its disk, the file's permissions and the number "
@@ -79,13 +79,15 @@ def opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _passes(error: Exception) -> bool:
+def passes(error: Exception) -> bool:
+    """Whether an error says nothing about the file that was read."""
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in OF_THE_FILE
     return isinstance(error, MemoryError)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; see `read_image`."""
     is_transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -116,6 +118,20 @@ def _crop(pixels: Pixels, box: NDArray[np.int64], path: Path) -> Pixels:
     return cropped
 
 
+class Images(Protocol):
+    """Whatever gives the pixels of a row."""
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Rows that were found to be unreadable, and why."""
+
+    def __len__(self) -> int:
+        """Rows, those that are unreadable included."""
+
+    def __getitem__(self, row: int) -> Pixels:
+        """`(H, W, 3)` uint8."""
+
+
 class Files:
     """Images decoded from their files each time.
 
@@ -137,7 +153,7 @@ class Files:
         return read_image(self.manifest.absolute(row), None if self.boxes is None else self.boxes[row])
 
 
-def attempt(images: Files, row: int) -> Pixels | ImageError:
+def attempt(images: Images, row: int) -> Pixels | ImageError:
     """An image, or why it cannot be read.
 
     Raises:

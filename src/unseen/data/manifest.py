@@ -113,7 +113,7 @@ class Manifest:
         )
 
     def _check_images_disjoint(self, is_train: NDArray[np.bool_]) -> None:
-        """One picture may give objects to both sides by its boxes; the same object would be a leak."""
+        """By its boxes a picture may give objects to training and to test; the same object would leak."""
         boxes = [None] * len(self) if self.boxes is None else map(tuple, self.boxes.tolist())
         images = list(zip(self.paths, boxes, strict=True))
         trained = {image for image, trains in zip(images, is_train, strict=True) if trains}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unseen.data import cache as caches
 from unseen.data.batch import Batch
-from unseen.data.images import Files, ImageError, Pixels, available_cores
+from unseen.data.images import Files, ImageError, Images, Pixels, available_cores
 from unseen.data.manifest import Manifest
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
@@ -41,7 +41,7 @@ class TrainingImages(Dataset[Item]):
 
     def __init__(
         self,
-        images: caches.Images,
+        images: Images,
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         transform: Callable[[Tensor], Tensor],
@@ -74,7 +74,7 @@ class PlainImages(Dataset[Item]):
 
     def __init__(
         self,
-        images: caches.Images,
+        images: Images,
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         transform: Callable[[Tensor], Tensor],
@@ -145,6 +145,8 @@ class DataModule(LightningDataModule):
         cache: `none` decodes images each time; `ram` once a run, `memmap` once for all runs.
         cache_size: pixels of the shorter side that cached images are shrunk to.
         cache_dir: folder of all caches; memory-mapped ones lie in its `decoded`.
+        images: of the manifest's rows, where they are no files (see `unseen.data.collection`); those cannot
+            be memory-mapped, and have no boxes.
 
     Raises:
         ValueError: a value is not among its choices, or the sampler cannot draw from the split.
@@ -167,12 +169,18 @@ class DataModule(LightningDataModule):
         cache: str,
         cache_size: int,
         cache_dir: str | Path,
+        images: Images | None = None,
     ) -> None:
         super().__init__()
         _choose("data.on_error", on_error, ("raise", "skip"))
         _choose("data.cache", cache, tuple(caches.OPEN))
         if evaluation_batch_size < 1:
             raise ValueError(f"data.evaluation_batch_size={evaluation_batch_size}: wanted at least 1.")
+        if isinstance(images, Files):  # as boxes and caches want them
+            images = None
+        self.reads_files = images is None
+        if images is not None:
+            _check_images(images, manifest, cache)
         self.transforms = transforms
         self.seed = seed
         self.workers = _workers(workers)
@@ -183,9 +191,13 @@ class DataModule(LightningDataModule):
         self._take(without(manifest, self.excluded))  # refuses what cannot work before anything slow
         if cache != "none":
             self._check_size(cache_size)
-        files = Files(self.manifest, crop_to_box=crop_to_box)
-        self.images: caches.Images = caches.OPEN[cache](
-            files,
+        stored: Images = (
+            Files(self.manifest, crop_to_box=crop_to_box)
+            if images is None
+            else caches.Selected(images, _rows_without(manifest, self.excluded))
+        )
+        self.images: Images = caches.OPEN[cache](
+            stored,
             short_side=cache_size,
             keep_going=on_error == "skip",
             folder=Path(cache_dir).expanduser() / "decoded",
@@ -303,12 +315,16 @@ def listed_paths(exclude: str | Path | None, manifest: Manifest) -> tuple[str, .
 
 def without(manifest: Manifest, paths: Collection[str]) -> Manifest:
     """The manifest without the images of some paths."""
-    left_out = set(paths)
-    rows = [row for row, path in enumerate(manifest.paths) if path not in left_out]
+    rows = _rows_without(manifest, paths)
     if len(rows) == len(manifest):
         return manifest
     log.info("Left out %d images that data.exclude lists.", len(manifest) - len(rows))
     return manifest.select(rows)
+
+
+def _rows_without(manifest: Manifest, paths: Collection[str]) -> NDArray[np.int64]:
+    left_out = set(paths)
+    return np.array([row for row, path in enumerate(manifest.paths) if path not in left_out], dtype=np.int64)
 
 
 def _channels_first(pixels: Pixels) -> Tensor:
@@ -332,6 +348,15 @@ def _collate(items: Sequence[Item]) -> Batch:
     images, labels, ids = zip(*items, strict=True)
     # In a worker, default_collate stacks into memory that the main process shares: one copy less.
     return Batch(default_collate(list(images)), torch.tensor(labels), torch.tensor(ids))
+
+
+def _check_images(images: Images, manifest: Manifest, cache: str) -> None:
+    if len(images) != len(manifest):
+        raise ValueError(f"There are {len(images)} images for {len(manifest)} rows of the manifest.")
+    if cache == "memmap":
+        raise ValueError(
+            "data.cache=memmap keeps decoded files, and these images are none. Set data.cache=none or ram."
+        )
 
 
 def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,8 +16,11 @@ from unseen.data.manifest import Manifest, ManifestError
 log = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
+FEWEST_HELD_OUT = (4, 2)
+"""Images of a class that are held out, and that stay in training, at least; the second where the class is too
+small for the first. Of two images each has one to find: R@1, MAP@R and R-precision are then one number."""
 MOST_HELD_OUT = 1.5
-"""Times `seen_fraction` that may be held out before classes are left whole."""
+"""Times `held_out_fraction` that may be held out before classes are left whole."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,18 @@ class Split:
     Args:
         manifest: the images.
         train: images that are trained on.
-        seen: images of training classes that are kept out of training, for the generalisation gap.
+        held_out: images of training classes that are kept out of training, for the generalisation gap.
         validation: images of training classes that are kept out as a whole, to choose the epoch by.
         query: test images that are searched with.
         gallery: test images that are searched among; equal to `query` where a benchmark has no official pair.
 
     Raises:
-        ManifestError: a class is on two sides, or training or test is empty.
+        ManifestError: a class is in two parts that must not share one, or training or test is empty.
     """
 
     manifest: Manifest
     train: Rows
-    seen: Rows
+    held_out: Rows
     validation: Rows
     query: Rows
     gallery: Rows
@@ -51,16 +54,16 @@ class Split:
                     "Check the roles that data.split gives."
                 )
         test = np.union1d(self.query, self.gallery)
-        sides = {"train": self.train, "validation": self.validation, "test": test}
+        parts = {"train": self.train, "validation": self.validation, "test": test}
         for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-            self._assert_disjoint(first, sides[first], second, sides[second])
-        both = np.intersect1d(self.train, self.seen)
+            self._assert_disjoint(first, parts[first], second, parts[second])
+        both = np.intersect1d(self.train, self.held_out)
         if both.size:
             raise ManifestError(
-                f"{both.size} images are trained on and held out as seen; the first is "
+                f"{both.size} images are in train and in held_out; the first is "
                 f"'{self.manifest.paths[both[0]]}'. An image has one part."
             )
-        self.seen_labels(self.manifest.labels[self.seen])  # refuses classes that are not trained on
+        self.seen_labels(self.manifest.labels[self.held_out])  # refuses classes that are not trained on
 
     def _assert_disjoint(self, first: str, rows: Rows, second: str, others: Rows) -> None:
         labels = self.manifest.labels
@@ -77,13 +80,13 @@ class Split:
         return np.array_equal(self.query, self.gallery)
 
     @property
-    def sides(self) -> NDArray[np.str_]:
-        """`(N,)` what each row of the manifest is for: train, seen, validation or test; empty for nothing."""
-        sides = np.full(len(self.manifest), "", dtype="<U10")
-        for name in ("train", "seen", "validation"):
-            sides[getattr(self, name)] = name
-        sides[self.query] = sides[self.gallery] = "test"
-        return sides
+    def parts(self) -> NDArray[np.str_]:
+        """`(N,)` the part of each row: train, held_out, validation or test; empty where it has none."""
+        parts = np.full(len(self.manifest), "", dtype="<U10")
+        for name in ("train", "held_out", "validation"):
+            parts[getattr(self, name)] = name
+        parts[self.query] = parts[self.gallery] = "test"
+        return parts
 
     @property
     def train_classes(self) -> Rows:
@@ -113,32 +116,32 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the manifest and every row list: equal fingerprints, equal splits."""
         digest = hashlib.sha256(self.manifest.content_hash.encode())
-        for rows in (self.train, self.seen, self.validation, self.query, self.gallery):
+        for rows in (self.train, self.held_out, self.validation, self.query, self.gallery):
             digest.update(rows.astype("<i8").tobytes() + b"|")
         return digest.hexdigest()
 
 
-def fixed(manifest: Manifest, *, seed: int, seen_fraction: float) -> Split:
+def fixed(manifest: Manifest, *, seed: int, held_out_fraction: float) -> Split:
     """Train on every training class for a fixed number of epochs; the last epoch counts.
 
     Args:
         manifest: with roles.
         seed: of the draw of held-out images.
-        seen_fraction: share of each training class that is kept out of training (see `hold_out_images`).
+        held_out_fraction: share of each training class that is kept out of training (see `hold_out_images`).
 
     Raises:
         ValueError: the fraction is outside [0, 1).
     """
-    return _split(manifest, np.empty(0, dtype=np.int64), seed, seen_fraction)
+    return _split(manifest, np.empty(0, dtype=np.int64), seed, held_out_fraction)
 
 
-def holdout(manifest: Manifest, *, seed: int, seen_fraction: float, class_fraction: float) -> Split:
+def holdout(manifest: Manifest, *, seed: int, held_out_fraction: float, class_fraction: float) -> Split:
     """Keep a share of the *training* classes out, to choose the epoch and the hyper-parameters by.
 
     Args:
         manifest: with roles.
         seed: of both draws.
-        seen_fraction: as in `fixed`.
+        held_out_fraction: as in `fixed`.
         class_fraction: share of the training classes that validates; at least one, never all.
 
     Raises:
@@ -148,16 +151,16 @@ def holdout(manifest: Manifest, *, seed: int, seen_fraction: float, class_fracti
         raise ValueError(f"protocol.class_fraction={class_fraction}: wanted a share between 0 and 1.")
     classes = _shuffled_classes(manifest, seed)
     count = min(max(1, round(class_fraction * len(classes))), len(classes) - 1)
-    return _split(manifest, classes[:count], seed, seen_fraction)
+    return _split(manifest, classes[:count], seed, held_out_fraction)
 
 
-def folds(manifest: Manifest, *, seed: int, seen_fraction: float, folds: int, fold: int) -> Split:
+def folds(manifest: Manifest, *, seed: int, held_out_fraction: float, folds: int, fold: int) -> Split:
     """One of `folds` class-disjoint folds of the training classes validates (Musgrave et al. 2020).
 
     Args:
         manifest: with roles.
         seed: of both draws; the same for all folds.
-        seen_fraction: as in `fixed`.
+        held_out_fraction: as in `fixed`.
         folds: how many folds.
         fold: which one validates, `0 … folds-1`.
 
@@ -171,19 +174,19 @@ def folds(manifest: Manifest, *, seed: int, seen_fraction: float, folds: int, fo
         )
     if not 0 <= fold < folds:
         raise ValueError(f"protocol.fold={fold}: choices are 0 … {folds - 1}.")
-    return _split(manifest, classes[fold::folds], seed, seen_fraction)
+    return _split(manifest, classes[fold::folds], seed, held_out_fraction)
 
 
-def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fraction: float) -> Split:
+def _split(manifest: Manifest, validation_classes: Rows, seed: int, held_out_fraction: float) -> Split:
     roles, labels = manifest.roles, manifest.labels
     trains = roles == "train"
     validates = trains & np.isin(labels, validation_classes)
-    seen = hold_out_images(manifest, np.flatnonzero(trains & ~validates), seed, seen_fraction)
-    train = np.setdiff1d(np.flatnonzero(trains & ~validates), seen)
+    held_out = hold_out_images(manifest, np.flatnonzero(trains & ~validates), seed, held_out_fraction)
+    train = np.setdiff1d(np.flatnonzero(trains & ~validates), held_out)
     return Split(
         manifest=manifest,
         train=train,
-        seen=seen,
+        held_out=held_out,
         validation=np.flatnonzero(validates),
         query=np.flatnonzero((roles == "test") | (roles == "query")),
         gallery=np.flatnonzero((roles == "test") | (roles == "gallery")),
@@ -191,21 +194,19 @@ def _split(manifest: Manifest, validation_classes: Rows, seed: int, seen_fractio
 
 
 def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) -> Rows:
-    """Rows to keep out of training: a share of each class, at least two so that each can find the other.
+    """Rows to keep out of training: a share of each class, at least `FEWEST_HELD_OUT` (see `_count`).
 
-    A class that would be left with fewer than two training images gives none. Where classes are so small that
-    two images of each are far more than the share, only a draw of classes gives some.
+    Where classes are so small that this is far more than the share, only a draw of classes gives some.
 
     Raises:
         ValueError: the fraction is outside [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"protocol.seen_fraction={fraction}: wanted a share of at least 0 and below 1.")
+        raise ValueError(f"protocol.held_out_fraction={fraction}: wanted a share of at least 0 and below 1.")
     held: dict[int, Rows] = {}
     for label in np.unique(manifest.labels[rows] if fraction else []):
         images = rows[manifest.labels[rows] == label]
-        count = max(2, round(fraction * len(images)))
-        if len(images) - count >= 2:
+        if count := _count(len(images), fraction):
             held[label] = images[_order([manifest.paths[row] for row in images], seed, "seen")[:count]]
     if sum(map(len, held.values())) > MOST_HELD_OUT * fraction * len(rows):
         held, whole = _thinned(held, manifest, seed, fraction * len(rows)), held
@@ -215,6 +216,13 @@ def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) 
             *(len(held), len(whole), count, len(rows), 100 * count / len(rows)),
         )
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *held.values()]))
+
+
+def _count(images: int, fraction: float) -> int:
+    """Images of a class that are held out: the share, but at least 4 if as many stay; else 2; else 0."""
+    share = round(fraction * images)
+    counts = ((least, max(least, share)) for least in FEWEST_HELD_OUT)
+    return next((count for least, count in counts if images - count >= least), 0)
 
 
 def _thinned(held: dict[int, Rows], manifest: Manifest, seed: int, wanted: float) -> dict[int, Rows]:

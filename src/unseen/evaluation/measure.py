@@ -164,9 +164,9 @@ def _matched(
     draws: int,
 ) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
     """Mean and standard deviation over draws of `seen`, `unseen_matched` and `gap`; empty without a match."""
-    if len(data.split.seen) == 0:
+    if len(data.split.held_out) == 0:
         return {}, {}
-    seen = embed(embedder, data.loader(data.split.seen))
+    seen = embed(embedder, data.loader(data.split.held_out))
     labels = seen.labels.numpy(), unseen.labels.numpy()
     drawn = [matched_galleries(*labels, seed=seed, draw=draw) for draw in range(draws)]
     drawn = [rows for rows in drawn if len(rows[0])]

@@ -37,7 +37,7 @@ def measure_probe(
     check_probe_size(classes, images)
     if classes == 0:
         return {}
-    labels, held_out = data.manifest.labels, data.split.seen
+    labels, held_out = data.manifest.labels, data.split.held_out
     test = np.union1d(data.split.query, data.split.gallery)
     sizes = {"classes": classes, "images": images, "seed": seed}
     accuracies = {"unseen": probe_rows(embedder, data, test, **sizes)}

@@ -53,7 +53,7 @@ class AdversaryAudit(Callback):
             self._probe(pl_module, data)
 
     def _probe(self, learner: MetricLearner, data: DataModule) -> None:
-        for name, rows in (("seen", data.split.seen), ("validation", data.split.validation)):
+        for name, rows in (("seen", data.split.held_out), ("validation", data.split.validation)):
             if len(rows) == 0:
                 continue
             accuracy = probe_rows(

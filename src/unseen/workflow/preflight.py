@@ -53,7 +53,7 @@ def look_before(
         Console(stderr=True),
         crop_to_box=crop_to_box,
         excluded=data.excluded,
-        sides=data.split.sides,
+        parts=data.split.parts,
     )
     report.write(report_folder)
     if report.errors:

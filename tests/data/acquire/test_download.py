@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from unseen.data import download
+from unseen.data.acquire import download
 from unseen.data.acquire.download import DownloadError, RemoteFile, fetch
 
 CONTENT = hashlib.shake_256(b"a published file").digest(3_000_000)

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unseen.data import preflight as preflight_module
 from unseen.data.images import PassingError
-from unseen.data.inspect.preflight import Report, near_duplicates, preflight
+from unseen.data.inspect import duplicates
+from unseen.data.inspect.duplicates import near_duplicates
+from unseen.data.inspect.preflight import preflight
+from unseen.data.inspect.report import Report
 from unseen.data.manifest import Manifest
 from unseen.data.sources import folder
 
@@ -38,12 +40,12 @@ def pictures(tmp_path: Path) -> Callable[..., Path]:
     return tmp_path / "tree"
 
 
-def look(root: Path, **options: Any) -> Report:
+def inspected(root: Path, **options: Any) -> Report:
     manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
-    return look_at_manifest(manifest, **options)
+    return inspect_manifest(manifest, **options)
 
 
-def look_at_manifest(manifest: Manifest, **options: Any) -> Report:
+def inspect_manifest(manifest: Manifest, **options: Any) -> Report:
     defaults = {
         "images_per_class": 4,
         "aspect": 4.0,
@@ -61,7 +63,7 @@ def named(report: Report, groups: list[tuple[int, ...]]) -> list[list[str]]:
 
 def test_a_sound_set_has_no_findings(pictures: Path) -> None:
     told: list[int] = []
-    report = look(pictures, progress=told.append)
+    report = inspected(pictures, progress=told.append)
     assert (report.broken, report.exact, report.near, report.small_classes) == ({}, [], [], {})
     assert not any(report.unusual.values())
     assert report.errors == []
@@ -76,7 +78,7 @@ def test_every_kind_of_broken_file_is_named(pictures: Path) -> None:
     for name, share in (("2.jpg", 0.6), ("2.png", 0.5), ("3.png", 0.02)):
         whole = (pictures / "a" / name).read_bytes()
         (pictures / "a" / name).write_bytes(whole[: max(int(len(whole) * share), 40)])
-    report = look(pictures)
+    report = inspected(pictures)
     found = {report.manifest.paths[row]: what for row, what in report.broken.items()}
     assert found["a/0.png"] == "empty file (0 bytes)"
     assert found["a/1.png"] == "not an image"
@@ -84,7 +86,7 @@ def test_every_kind_of_broken_file_is_named(pictures: Path) -> None:
     assert sorted(found) == ["a/0.png", "a/1.png", "a/2.jpg", "a/2.png", "a/3.png"]
     assert report.quarantine == sorted(found)
     assert "check.allow=[unreadable]" in report.errors[0]
-    assert look(pictures, allow=["unreadable"]).errors == []
+    assert inspected(pictures, allow=["unreadable"]).errors == []
 
 
 def test_odd_images_are_listed_but_are_no_error(pictures: Path) -> None:
@@ -93,7 +95,7 @@ def test_odd_images_are_listed_but_are_no_error(pictures: Path) -> None:
     picture(202).convert("L").convert("RGB").save(pictures / "c" / "grey in colours.jpg")
     picture(203, (400, 20)).save(pictures / "d" / "long.png")
     picture(204, (20, 79)).save(pictures / "d" / "almost long.png")
-    report = look(pictures)
+    report = inspected(pictures)
     found = {kind: [report.manifest.paths[row] for row in rows] for kind, rows in report.unusual.items()}
     assert found == {
         "CMYK": ["a/cmyk.jpg"],
@@ -107,7 +109,7 @@ def test_odd_images_are_listed_but_are_no_error(pictures: Path) -> None:
 def test_exact_duplicates_are_those_of_the_pixels_not_of_the_bytes(pictures: Path) -> None:
     picture(0).save(pictures / "a" / "same.bmp")
     picture(0).convert("RGBA").save(pictures / "b" / "opaque.png")
-    report = look(pictures)
+    report = inspected(pictures)
     assert named(report, report.exact) == [["a/0.png", "a/same.bmp", "b/opaque.png"]]
     assert report.near == []
     assert report.disagrees(report.exact[0])
@@ -121,32 +123,32 @@ def test_transparent_drawings_are_told_apart_by_what_shows(pictures: Path) -> No
         drawing = np.zeros((60, 60, 4), dtype=np.uint8)
         drawing[10 + 20 * index : 20 + 20 * index, 10:50, 3] = 255
         Image.fromarray(drawing).save(pictures / name / "drawing.png")
-    report = look(pictures)
+    report = inspected(pictures)
     assert (report.exact, report.near) == ([], [])
 
 
 def test_an_image_on_both_sides_is_an_error_unless_allowed(pictures: Path) -> None:
     picture(0).save(pictures / "c" / "copy.png")
-    report = look(pictures)
+    report = inspected(pictures)
     assert named(report, report.leaks) == [["a/0.png", "c/copy.png"]]
     assert report.quarantine == ["a/0.png"]  # the training copy: the test set stays what it is
     assert report.errors[0].startswith("1 images are in training and in test")
-    assert look(pictures, allow=["leakage"]).errors == []
+    assert inspected(pictures, allow=["leakage"]).errors == []
     # What the quarantine list takes out is what was wrong.
     (pictures / "a" / "0.png").unlink()
-    assert look(pictures).errors == []
+    assert inspected(pictures).errors == []
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("part", ["seen", "validation"])
+@pytest.mark.parametrize("part", ["held_out", "validation"])
 def test_what_is_held_out_of_training_is_compared_with_it(pictures: Path, part: str, suffix: str) -> None:
     """The same pixels must not choose the epoch; photographs of a class taken in one go are merely listed."""
     picture(0).save(pictures / "b" / f"copy.{suffix}", quality=60)
     manifest = folder.read(pictures, split="order", train_fraction=0.5, seed=0, listed="test")
-    sides = np.where(manifest.roles == "train", "train", "test").astype("<U10")
-    held = [row for row, path in enumerate(manifest.paths) if path.startswith("b/")]
-    sides[held] = part
-    report = look_at_manifest(manifest, sides=sides)
+    parts = np.where(manifest.roles == "train", "train", "test").astype("<U10")
+    copied = [row for row, path in enumerate(manifest.paths) if path.startswith("b/")]
+    parts[copied] = part
+    report = inspect_manifest(manifest, parts=parts)
     assert named(report, [*report.exact, *report.near]) == [["a/0.png", f"b/copy.{suffix}"]]
     assert "| … across the split | 1 |" in report.markdown()
     assert f"({part}, b)" in report.markdown()
@@ -156,7 +158,7 @@ def test_what_is_held_out_of_training_is_compared_with_it(pictures: Path, part: 
         assert "**LEAK**" in report.markdown()
     else:
         assert (report.leaks, report.errors, report.quarantine) == ([], [], [])
-    assert look(pictures).errors == [], "by the roles alone both are training"
+    assert inspected(pictures).errors == [], "by the roles alone both are training"
 
 
 @pytest.mark.parametrize("change", ["saved again", "smaller", "slightly cropped", "grey"])
@@ -169,7 +171,7 @@ def test_near_duplicates_survive_what_copies_suffer(pictures: Path, change: str)
         "grey": original.convert("L"),
     }
     copies[change].save(pictures / "d" / "copy.jpg", quality=60)
-    report = look(pictures)
+    report = inspected(pictures)
     assert report.exact == []
     # A copy without its colours is another image to the small copies, though not to the hash.
     assert named(report, report.near) == ([] if change == "grey" else [["a/5.png", "d/copy.jpg"]])
@@ -186,18 +188,18 @@ def boxed(root: Path, boxes: list[list[int]]) -> Manifest:
 
 def test_objects_of_one_picture_are_looked_at_as_training_cuts_them(tmp_path: Path) -> None:
     manifest = boxed(tmp_path, [[0, 0, 90, 80], [300, 0, 400, 80], [100, 70, 200, 160]])
-    cut = look_at_manifest(manifest, crop_to_box=True)
+    cut = inspect_manifest(manifest, crop_to_box=True)
     assert cut.broken.keys() == {1}
     assert "box (300, 0, 400, 80)" in cut.broken[1]
     assert (cut.exact, cut.near) == ([], [])
-    whole = look_at_manifest(manifest)
+    whole = inspect_manifest(manifest)
     assert whole.broken == {}
     assert whole.exact == whole.leaks == [(0, 1, 2)]
 
 
 def test_a_picture_that_holds_test_objects_is_not_quarantined_for_a_leak(tmp_path: Path) -> None:
     """The list names pictures, and without this one the test set would be another."""
-    report = look_at_manifest(boxed(tmp_path, [[0, 0, 90, 80], [100, 70, 200, 160]]))
+    report = inspect_manifest(boxed(tmp_path, [[0, 0, 90, 80], [100, 70, 200, 160]]))
     assert report.leaks == [(0, 1)]
     assert report.quarantine == []
 
@@ -210,7 +212,7 @@ def test_a_passing_failure_is_not_reported_as_a_broken_image(
 
     monkeypatch.setattr(Image.Image, "convert", no_memory)
     with pytest.raises(PassingError, match="not the image"):
-        look(pictures)
+        inspected(pictures)
 
 
 def test_drawings_of_one_outline_are_not_near_duplicates(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_drawings_of_one_outline_are_not_near_duplicates(tmp_path: Path) -> None
             start = 5 + 22 * position + 7 * index
             drawing[start : start + 2, 20:80] = 0
             Image.fromarray(drawing).save(tmp_path / name / f"{index}.png")
-    report = look(tmp_path, distance=20)
+    report = inspected(tmp_path, distance=20)
     assert report.near == []
 
 
@@ -231,7 +233,7 @@ def test_classes_that_are_too_small_are_named(pictures: Path) -> None:
         (pictures / "a" / f"{index}.png").unlink()
     for index in range(5):
         (pictures / "d" / f"{index}.png").unlink()
-    report = look(pictures)
+    report = inspected(pictures)
     assert report.small_classes["a"].startswith("3 to train on, 4 wanted")
     assert report.small_classes["d"].startswith("one test image")
     assert report.errors == []
@@ -251,7 +253,7 @@ def test_queries_without_gallery_are_named(tmp_path: Path) -> None:
 def test_the_report_is_written_for_people_and_for_programs(pictures: Path, tmp_path: Path) -> None:
     picture(0).save(pictures / "c" / "copy.png")
     (pictures / "b" / "0.png").write_bytes(b"")
-    report = look(pictures)
+    report = inspected(pictures)
     report.write(tmp_path / "out" / "deep")
     assert sorted(path.name for path in (tmp_path / "out" / "deep").iterdir()) == [
         "quarantine.txt",
@@ -272,14 +274,14 @@ def test_the_report_is_written_for_people_and_for_programs(pictures: Path, tmp_p
 def test_long_lists_are_cut_in_the_readable_report_only(pictures: Path, tmp_path: Path) -> None:
     for index in range(60):
         picture(300 + index).convert("L").save(pictures / "a" / f"grey {index}.png")
-    report = look(pictures)
+    report = inspected(pictures)
     assert "- … and 10 more, in `report.json`" in report.markdown()
     assert len(report.plain()["unusual"]["grey"]) == 60  # type: ignore[index]
 
 
 def test_an_unknown_allowance_is_refused_before_anything_is_decoded(pictures: Path) -> None:
     with pytest.raises(ValueError, match=r"check\.allow names 'leak'\. Choose from unreadable, leakage"):
-        look(pictures, allow=["leak"], progress=lambda done: pytest.fail("decoded"))
+        inspected(pictures, allow=["leak"], progress=lambda done: pytest.fail("decoded"))
 
 
 @pytest.mark.parametrize(("bits", "found"), [(3, [(0, 1)]), (4, [])])
@@ -292,13 +294,13 @@ def test_the_distance_is_the_most_that_is_allowed(bits: int, found: list[tuple[i
 def test_many_copies_of_one_look_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand white pages make fifty million pairs, which would take minutes and gigabytes."""
     counts: list[int] = []
-    pairs = preflight_module._close_pairs
+    pairs = duplicates._close_pairs
 
     def counting(hashes: Any, distance: int) -> Any:
         counts.append(len(hashes))
         return pairs(hashes, distance)
 
-    monkeypatch.setattr(preflight_module, "_close_pairs", counting)
+    monkeypatch.setattr(duplicates, "_close_pairs", counting)
     hashes = np.full(10_001, 1 << 63, dtype=np.uint64)
     hashes[5000] = 0xFFFF
     thumbnails = np.full((10_001, 16, 16, 3), 255, dtype=np.uint8)
@@ -308,7 +310,7 @@ def test_many_copies_of_one_look_are_compared_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_links_found_in_different_blocks_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight_module, "BLOCK", 2)
+    monkeypatch.setattr(duplicates, "BLOCK", 2)
     chain = np.array([(1 << bits) - 1 for bits in (0, 9, 3, 12, 6, 40)], dtype=np.uint64)
     pattern = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
     assert near_duplicates(chain, np.tile(pattern, (6, 1, 1, 1)), 3, 0.1) == [(0, 1, 2, 3, 4)]
@@ -340,7 +342,7 @@ def test_near_duplicates_are_the_components_that_a_double_loop_finds(
                 component = [new if label == old else label for label in component]
     wanted = {tuple(index for index in range(count) if component[index] == label) for label in set(component)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight_module, "BLOCK", 7)
+        patch.setattr(duplicates, "BLOCK", 7)
         got = near_duplicates(hashes, thumbnails, distance, 0.1)
     assert set(got) == {group for group in wanted if len(group) > 1}
 
@@ -352,7 +354,7 @@ def test_flowers_hold_four_exact_duplicates(tmp_path: Path) -> None:
         pytest.skip("UNSEEN_TEST_DATA names no folder of real images")
     with tarfile.open(Path(data) / "flowers102_128.tar") as archive:
         archive.extractall(tmp_path, filter="data")
-    report = look(tmp_path)
+    report = inspected(tmp_path)
     assert (len(report.manifest), len(report.broken), len(report.exact)) == (8189, 0, 4)
     assert report.leaks == []
     # The same photograph under two labels, saved twice.

@@ -107,7 +107,7 @@ def fetch(
     return target
 
 
-def kept(target: Path) -> int:
+def bytes_so_far(target: Path) -> int:
     """Bytes that an interrupted download of `target` left."""
     return _size(_part(target))
 

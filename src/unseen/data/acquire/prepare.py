@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from unseen.data.acquire.archive import is_archive, remove_leftovers, unpack
-from unseen.data.acquire.download import DownloadError, RemoteFile, fetch, kept
+from unseen.data.acquire.download import DownloadError, RemoteFile, bytes_so_far, fetch
 from unseen.data.manifest import Manifest
 from unseen.data.sources.layout import IncompleteData
-from unseen.files import alone
+from unseen.files import exclusive_lock
 
 LOCK = ".prepare.lock"
-"""Whoever holds this file of the data root is alone in writing there; it stays, as a lock must."""
+"""Whoever locks this file of the data root may write there, and nobody else; it stays, as a lock must."""
 
 
 def prepare(
@@ -58,7 +58,7 @@ def prepare(
     if not again:
         with suppress(IncompleteData):  # before locking: a finished set may lie in a read-only folder
             return read()
-    with _alone(root, console):
+    with _locked(root, console):
         if not again:
             with suppress(IncompleteData):  # another process may have finished it meanwhile
                 return read()
@@ -81,14 +81,14 @@ def prepare(
 
 
 @contextmanager
-def _alone(root: Path, console: Console) -> Iterator[None]:
+def _locked(root: Path, console: Console) -> Iterator[None]:
     def tell() -> None:
         console.print(f"Another process prepares '{root}': waiting for it.", markup=False)
 
     with ExitStack() as held:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(root / LOCK, tell))
+            held.enter_context(exclusive_lock(root / LOCK, tell))
         except OSError as error:
             raise DownloadError(
                 f"Cannot write in data.root='{root}' ({error}). "
@@ -115,7 +115,9 @@ def _require_manual(root: Path, files: Sequence[RemoteFile], page: str) -> None:
 def _require_space(root: Path, files: Sequence[RemoteFile]) -> None:
     """Images hardly compress: an archive needs its own length and as much again unpacked."""
     places = [(file, _place(file, root)) for file in files]
-    missing = sum(max(0, (file.bytes or 0) - kept(place)) for file, place in places if not place.exists())
+    missing = sum(
+        max(0, (file.bytes or 0) - bytes_so_far(place)) for file, place in places if not place.exists()
+    )
     unpacked = sum(file.bytes or 0 for file in files if is_archive(file.name))
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free

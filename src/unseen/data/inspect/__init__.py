@@ -1,1 +1,1 @@
-"""Look at every image before training on it, and report what is wrong."""
+"""What is wrong with a data set, found before training on it: inspect every image, compare, report."""

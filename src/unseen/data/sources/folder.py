@@ -25,7 +25,7 @@ def read(
 
     Raises:
         ManifestError: the root is missing, a class folder has no image, two have the same name in
-            different spellings, a class is on both sides, or the split cannot be made.
+            different spellings, a class trains and tests, or the split cannot be made.
     """
     base = layout.require_folder(root)
     folders = layout.subfolders(base)
@@ -59,9 +59,9 @@ def _read_divided(base: Path, folders: list[Path]) -> Manifest:
             "rename it, or move it elsewhere."
         )
     rows = [
-        (path, layout.normal(folder.name), side.name)
-        for side in folders
-        for folder in layout.subfolders(side)
+        (path, layout.normal(folder.name), role.name)
+        for role in folders
+        for folder in layout.subfolders(role)
         for path in _class_images(folder, base)
     ]
     return _build(base, rows)

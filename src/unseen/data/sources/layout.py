@@ -183,8 +183,8 @@ def divide_classes(
       whether those are the `test` or the `train` classes, all others are the opposite.
 
     Raises:
-        ManifestError: the split leaves a side without a class, `split` is no such file, or the file names a
-            class that does not exist.
+        ManifestError: the split leaves no class to train or to test on, `split` is no such file, or the file
+            names a class that does not exist.
     """
     if listed not in ("train", "test"):
         raise ManifestError(
@@ -202,7 +202,7 @@ def divide_classes(
     if len(set(roles)) < 2:
         raise ManifestError(
             f"data.split={split} puts all {len(roles)} classes into {roles[0]}: "
-            "there must be a class on either side."
+            "there must be a class to train and one to test on."
         )
     return roles
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from unseen.data.manifest import Manifest
 from unseen.data.sources import layout
 
-SIDES = {"images_background": "train", "images_evaluation": "test"}
+ROLE_OF_FOLDER = {"images_background": "train", "images_evaluation": "test"}
 
 
 def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) -> Manifest:
@@ -24,16 +24,16 @@ def read(root: str | os.PathLike[str], *, expected: Mapping[str, int] | None) ->
     """
     base = layout.find_base(root, "omniglot-py", "images_background")
     rows = []
-    for side, role in SIDES.items():
-        for alphabet in layout.subfolders(layout.require_folder(base / side)):
+    for folder, role in ROLE_OF_FOLDER.items():
+        for alphabet in layout.subfolders(layout.require_folder(base / folder)):
             for character in layout.subfolders(alphabet):
                 images = layout.find_images(character, base)
                 if not images:
-                    raise layout.IncompleteData(f"'{character}' has no image: unpack {side}.zip again.")
+                    raise layout.IncompleteData(f"'{character}' has no image: unpack {folder}.zip again.")
                 rows += [(path, f"{alphabet.name}/{character.name}", role, alphabet.name) for path in images]
     paths, classes, roles, alphabets = zip(*rows, strict=True) if rows else ((), (), (), ())
     with layout.reading(base):
         manifest = layout.build(
             base, paths, classes, roles, list(dict.fromkeys(classes)), super_classes=alphabets
         )
-    return layout.expect(manifest, expected, " and ".join(SIDES))
+    return layout.expect(manifest, expected, " and ".join(ROLE_OF_FOLDER))

@@ -25,7 +25,7 @@ def read(
 
     Raises:
         IncompleteData: there are no such folders, or the counts are not the published ones.
-        ManifestError: a species does not exist, or one side of the split is empty.
+        ManifestError: a species does not exist, or none is left to train or to test on.
     """
     base, folders = _class_folders(layout.require_folder(root))
     species_of = {folder.name: folder.name.split("___")[0] for folder in folders}
@@ -48,7 +48,7 @@ def read(
         raise ManifestError(f"data.test_species names '{unknown[0]}'. Choose from: {known}.")
     if len(set(manifest.roles.tolist())) < 2:
         raise ManifestError(
-            f"data.test_species={list(test_species)} leaves no species on one side of the split."
+            f"data.test_species={list(test_species)} leaves no species to train or to test on."
         )
     return manifest
 

@@ -40,7 +40,7 @@ def read(
 
     Raises:
         ManifestError: a file or column is missing, a column is unknown, a label is empty or has two names, a
-            class has two labels or is on both sides, or an image does not exist.
+            class has two labels or trains and tests, or an image does not exist.
     """
     table = Path(path).expanduser()
     if not table.is_file():
@@ -54,9 +54,9 @@ def read(
     if split is None and "role" in columns:
         roles = [row["role"] for row in rows]
     else:
-        sides = layout.divide_classes(class_names, split or "order", train_fraction, seed, listed, base)
-        side_of = dict(zip(class_names, sides, strict=True))
-        roles = [side_of[name] for name in classes]
+        roles = layout.divide_classes(class_names, split or "order", train_fraction, seed, listed, base)
+        role_of = dict(zip(class_names, roles, strict=True))
+        roles = [role_of[name] for name in classes]
     return layout.build(
         base,
         [row["path"].replace("\\", "/") for row in rows],  # of a table that was made on Windows
