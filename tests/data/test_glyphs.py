@@ -232,7 +232,7 @@ def test_faces_have_the_letters_that_they_draw(default_classes: list[glyphs.Glyp
     }
     assert letters <= wanted
     # Missing: classes with too few shapes of their own.
-    assert len(letters) > 0.95 * len(wanted)
+    assert len(letters) > 0.99 * len(wanted)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def clean(default_classes: list[glyphs.Glyph]) -> NDArray[np.uint8]:
 
 
 def test_no_image_is_blank_and_no_two_are_the_same(clean: NDArray[np.uint8]) -> None:
-    assert len({image.tobytes() for image in clean}) > 0.999 * len(clean) > 7000
+    assert len({image.tobytes() for image in clean}) == len(clean) > 7000
     ink = 1 - clean.mean(axis=(1, 2, 3)) / 255
     assert ink.min() > 0.03
     assert ink.max() < 0.7
