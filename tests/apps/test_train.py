@@ -161,6 +161,19 @@ def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
+def test_a_job_that_is_refused_does_not_end_the_sweep(tmp_path, tiny_run):
+    result = train(
+        tmp_path, tiny_run, "--multirun", "loss=proxy_anchor,triplet", "miner=hard", "sampler=class_balanced",
+        "pictures=false", "hydra.sweep.dir=sweep", "debug=fast",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    [record] = (tmp_path / "sweep").glob("*/record.json")
+    assert json.loads(record.read_text())["choices"]["loss"] == "triplet"
+
+
 def test_the_command_names_its_commands(tmp_path):
     listed = unseen(tmp_path, "--help")
     assert listed.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from unseen.config.command_line import UsageError, building, command
+from unseen.config.values import check_devices
 
 
 @command("train")
@@ -14,6 +15,7 @@ def main(config: DictConfig) -> float | None:
     from unseen.data.images import ImageError
     from unseen.workflow.run import build, execute
 
+    check_devices(config.trainer)
     with building():
         run = build(config)
     try:

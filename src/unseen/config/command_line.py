@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +19,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import unseen
+from unseen.config.values import UsageError, check_value
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
 SEVERAL_TYPES = {"trainer.devices"}
 
 
-class UsageError(Exception):
-    """Something the user typed cannot work; the message names the key, the value and the choices."""
+class JobFailed(CompactHydraException):
+    """One job of a sweep failed; its own message has been shown, the other jobs go on.
+
+    Args:
+        message: which job, and that it failed.
+        status: with which the command leaves when the sweep is over.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def config_folder() -> Path:
@@ -53,7 +68,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            with explained():
+            is_one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
+            with outlived() if is_one_of_many else explained():
                 return function(config)
 
         run = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)
@@ -71,7 +87,13 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             with explained():
                 if not arguments.hydra_help:
                     check_overrides(name, arguments.overrides, arguments.config_dir)
-            run()
+            try:
+                run()
+            except SystemExit as left:
+                # Hydra leaves with 1 while it handles the failure of the first job that failed.
+                if isinstance(left.__context__, JobFailed):
+                    raise SystemExit(left.__context__.status) from None
+                raise
 
         return main
 
@@ -101,6 +123,28 @@ def explained() -> Iterator[None]:
 
 
 @contextmanager
+def outlived() -> Iterator[None]:
+    """Show what fails in one job of a sweep, and tell Hydra by an exception that lets the others run.
+
+    Raises:
+        JobFailed: after the message, with status 2 for a `UsageError`, else 1.
+    """
+    status = 1
+    try:
+        yield
+        return
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+    job = HydraConfig.get().job
+    raise JobFailed(f"Job {job.num} ({job.override_dirname}) failed; its error is shown above.", status)
+
+
+@contextmanager
 def building() -> Iterator[None]:
     """While objects are built from the config: turn what their constructors refuse into a `UsageError`."""
     try:
@@ -108,11 +152,17 @@ def building() -> Iterator[None]:
     except InstantiationException as error:
         cause = error.__cause__
         key = getattr(error, "full_key", None) or _key_in(str(error))
-        if not isinstance(cause, ValueError | TypeError | OSError | ImportError):
+        if not _is_refusal(cause):
             raise
         raise UsageError(f"{key}: {cause}" if key else str(cause)) from error
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+
+
+def _is_refusal(cause: BaseException | None) -> bool:
+    # Lightning's own by name: to import it takes seconds, and not every command does.
+    refuses = any(kind.__name__ == "MisconfigurationException" for kind in type(cause).__mro__)
+    return refuses or isinstance(cause, ValueError | TypeError | OSError | ImportError)
 
 
 def _key_in(message: str) -> str:
@@ -139,6 +189,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         UsageError: naming the key, the value and the choices.
     """
     parsed = [_parse(override) for override in overrides]
+    _check_values(parsed)
     own = _searched(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
@@ -155,6 +206,23 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
                 if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
                     _check_key(override, content, choices)
                     _check_type(override, content)
+
+
+def _check_values(overrides: Sequence[Override]) -> None:
+    """Values that a key cannot take whatever the choices are.
+
+    Raises:
+        UsageError: naming what the key takes.
+    """
+    typed = {override.key_or_group: _values(override) for override in overrides if not override.is_delete()}
+    for override in overrides:
+        for value in typed.get(override.key_or_group, []):
+            check_value(override.key_or_group, value, override.input_line or "")
+    if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
+        raise UsageError(
+            "trainer.max_epochs=-1: learning rates follow a schedule, so training needs an end. "
+            "Give a number of epochs, or +trainer.max_steps=<steps> beside it."
+        )
 
 
 def _choices(groups: Sequence[Override]) -> Iterator[list[str]]:
@@ -216,7 +284,7 @@ def _check_choice(override: Override, own: Sequence[str]) -> None:
         if value is None or isinstance(value, list) or str(value) in choices:
             continue
         raise UsageError(
-            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)}. "
+            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)} "
             f"Choices for '{override.key_or_group}': {', '.join(choices)}."
         )
 
@@ -238,7 +306,7 @@ def _check_key(override: Override, content: dict[str, Any], choices: Sequence[st
         names = sorted({str(name) for name in (*node, *groups) if not str(name).startswith("_")} - {"hydra"})
         where = f"'{parent}' has the keys" if parent else "Groups and keys"
         raise UsageError(
-            f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)}. "
+            f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)} "
             f"{where}: {', '.join(names)}. (A new key is added with a plus: +{override.input_line})"
         )
 
@@ -249,6 +317,14 @@ def _check_type(override: Override, content: dict[str, Any]) -> None:
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None
+    if isinstance(default, list):
+        for value in _values(override):
+            if not (value is None or isinstance(value, list) or str(value).startswith("${")):
+                raise UsageError(
+                    f"{override.input_line}: '{override.key_or_group}' takes a list, got {value!r}. "
+                    f"Wanted '{override.key_or_group}=[{value}]'."
+                )
+        return
     if not isinstance(default, bool | int | float):
         return
     wanted = bool if isinstance(default, bool) else int | float
@@ -265,8 +341,9 @@ def _check_type(override: Override, content: dict[str, Any]) -> None:
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
+    """The end of a sentence."""
     close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else "."
 
 
 def load_config(
