@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import unseen
+from unseen.config.groups import overview, read_groups
 from unseen.config.values import UsageError, check_value
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
@@ -82,7 +83,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             sys.argv[1:] = [*flags, *arguments.overrides]
             name = arguments.config_name or config_name
             if arguments.help:
-                print(help_text(name, arguments.config_dir))
+                with explained():
+                    named = [word for word in arguments.overrides if "=" not in word]
+                    print(help_text(name, arguments.config_dir, named))
                 return
             with explained():
                 if not arguments.hydra_help:
@@ -100,13 +103,22 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
-def help_text(config_name: str, config_dir: str | None = None) -> str:
-    """`hydra.help.template` with all groups and choices, less those that only others include (`_name`)."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose(config_name, overrides=_searched(config_dir), return_hydra_config=True)
-        groups = {group: _group_options(group) for group in _group_options("", ObjectType.GROUP)}
-    lines = [f"  {group}: {', '.join(choices)}" for group, choices in groups.items() if group != "hydra"]
-    return str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines))
+def help_text(config_name: str, config_dir: str | None = None, named: Sequence[str] = ()) -> str:
+    """What a command does, its groups and their choices; of the groups that are named, each choice in words.
+
+    Raises:
+        UsageError: there is no such group.
+    """
+    folders = [config_folder(), *([Path(config_dir)] if config_dir else [])]
+    groups = {group.name: group for group in read_groups(folders, config_name)}
+    for name in named:
+        if name not in groups:
+            hint = _suggestion(name, list(groups))
+            raise UsageError(f"{name}: there is no such group{hint} Groups: {', '.join(groups)}.")
+    if named:
+        return "\n".join(line for name in named for line in groups[name].lines())
+    template = str(OmegaConf.load(folders[0] / f"{config_name}.yaml").hydra.help.template)
+    return template.replace("$APP_CONFIG_GROUPS", overview(list(groups.values())))
 
 
 def _searched(config_dir: str | None) -> list[str]:
