@@ -13,13 +13,15 @@ def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from unseen.data.images import ImageError
+    from unseen.training.progress import quiet
     from unseen.workflow.run import build, execute
 
     check_devices(config.trainer)
-    with building():
-        run = build(config)
     try:
-        record = execute(run)
+        with quiet():
+            with building():
+                run = build(config)
+            record = execute(run)
     except ImageError as error:
         # A loading process puts its traceback before the message.
         message = (
