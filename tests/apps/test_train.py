@@ -154,10 +154,20 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrid
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run):
-    result = train(tmp_path, tiny_run, "embedding.size=0")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "embedding.size=0",
+        "trainer.devices=999",
+        "trainer.max_epochs=-3",
+        "adversary.sees=foo",
+        "data.image_size=0",
+    ],
+)
+def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run, override):
+    result = train(tmp_path, tiny_run, override)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: embedding.size=0")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {override}")
     assert "Traceback" not in result.stderr
 
 

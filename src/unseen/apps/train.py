@@ -11,12 +11,12 @@ from unseen.config.values import check_devices
 @command("train")
 def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
+    check_devices(config.trainer)
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from unseen.data.images import ImageError
     from unseen.training.progress import quiet
     from unseen.workflow.run import build, execute
 
-    check_devices(config.trainer)
     try:
         with quiet():
             with building():

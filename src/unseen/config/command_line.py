@@ -226,9 +226,12 @@ def _check_values(overrides: Sequence[Override]) -> None:
     Raises:
         UsageError: naming what the key takes.
     """
-    typed = {override.key_or_group: _values(override) for override in overrides if not override.is_delete()}
+    typed = {}  # of a key that is typed twice the last counts
     for override in overrides:
-        for value in typed.get(override.key_or_group, []):
+        if override.is_delete():
+            continue
+        typed[override.key_or_group] = _values(override)
+        for value in typed[override.key_or_group]:
             check_value(override.key_or_group, value, override.input_line or "")
     if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
         raise UsageError(
