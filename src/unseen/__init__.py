@@ -1,1 +1,32 @@
-"""Deep metric learning that generalises to classes training never saw."""
+"""Deep metric learning that generalises to classes which training never saw.
+
+`unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen train` is the
+same from a command line. Everything is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unseen.library import Dataset, Fitted, dataset, embedder, fit
+    from unseen.nn.embedder import Embedder
+    from unseen.retrieval import evaluate
+
+__all__ = ["Dataset", "Embedder", "Fitted", "__version__", "dataset", "embedder", "evaluate", "fit"]
+
+_HOMES = {"Embedder": "unseen.nn.embedder", "evaluate": "unseen.retrieval"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("unseen-dml")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "unseen.library")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
 import sys
+from pathlib import Path
 
 from unseen import apps
 
 
 def commands() -> dict[str, str]:
-    """Name → first line of the docstring of every command."""
+    """Name → first line of the docstring of every command, read without importing any."""
     found = {}
-    for module in pkgutil.iter_modules(apps.__path__):
-        loaded = importlib.import_module(f"{apps.__name__}.{module.name}")
-        if hasattr(loaded, "main"):
-            found[module.name] = (loaded.__doc__ or "").splitlines()[0]
+    for path in sorted(Path(apps.__path__[0]).glob("[!_]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(part, ast.FunctionDef) and part.name == "main" for part in module.body):
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
 
 
 def main() -> None:
     """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in (module.name for module in pkgutil.iter_modules(apps.__path__)):
+    known = commands()
+    if name in known:
         module = importlib.import_module(f"{apps.__name__}.{name}")
-        if hasattr(module, "main"):
-            sys.argv = [f"unseen {name}", *sys.argv[2:]]
-            # Distributed training starts its other processes with `python -m` and this name.
-            sys.modules["__main__"].__spec__ = module.__spec__
-            module.main()
-            return
+        sys.argv = [f"unseen {name}", *sys.argv[2:]]
+        # Distributed training starts its other processes with `python -m` and this name.
+        sys.modules["__main__"].__spec__ = module.__spec__
+        module.main()
+        return
     lines = ["Usage: unseen <command> [group=choice] [key=value] …", "", "Commands:"]
-    lines += [f"  {command:<10} {summary}" for command, summary in commands().items()]
+    lines += [f"  {command:<10} {summary}" for command, summary in known.items()]
     lines += ["", "`unseen <command> --help` explains the groups and keys of a command."]
     if name in ("-h", "--help", "help"):
         print("\n".join(lines))

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from unseen.config.build import build
 from unseen.config.command_line import UsageError, building, load_config
-from unseen.workflow.run import build
 
 
 def unseen(folder, *arguments, **environment):
@@ -154,11 +154,34 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrid
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run):
-    result = train(tmp_path, tiny_run, "embedding.size=0")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "embedding.size=0",
+        "trainer.devices=999",
+        "trainer.max_epochs=-3",
+        "adversary.sees=foo",
+        "data.image_size=0",
+    ],
+)
+def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run, override):
+    result = train(tmp_path, tiny_run, override)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: embedding.size=0")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {override}")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_job_that_is_refused_does_not_end_the_sweep(tmp_path, tiny_run):
+    result = train(
+        tmp_path, tiny_run, "--multirun", "loss=proxy_anchor,triplet", "miner=hard", "sampler=class_balanced",
+        "pictures=false", "hydra.sweep.dir=sweep", "debug=fast",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    [record] = (tmp_path / "sweep").glob("*/record.json")
+    assert json.loads(record.read_text())["choices"]["loss"] == "triplet"
 
 
 def test_the_command_names_its_commands(tmp_path):

@@ -1,8 +1,23 @@
 """What a user types wrong is answered in words, before any work: the key, the value, the choices."""
 
-import pytest
+import inspect
+import pickle
 
-from unseen.config.command_line import UsageError, check_overrides, config_folder, load_config
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from unseen.config.command_line import (
+    JobFailed,
+    UsageError,
+    building,
+    check_overrides,
+    config_folder,
+    load_config,
+    outlived,
+)
+from unseen.config.values import check_devices
+from unseen.retrieval import evaluate
 
 
 @pytest.mark.parametrize(
@@ -12,11 +27,27 @@ from unseen.config.command_line import UsageError, check_overrides, config_folde
         ("ablation=everything", ["ablation=everything", "baseline, cann, full, gdfl"]),
         ("los=triplet", ["los=triplet", "no key 'los'", "did you mean 'loss'", "backbone"]),
         ("trainer.max_epoch=3", ["'trainer.max_epoch'", "did you mean 'max_epochs'", "precision"]),
-        ("trainer.max_epochs=three", ["trainer.max_epochs=three", "a number", "'three'"]),
+        ("trainer.max_epochs=three", ["trainer.max_epochs=three", "a whole number", "'three'"]),
         ("embedding.normalize=3", ["embedding.normalize=3", "true or false"]),
         ("seed=[", ["seed=["]),
         ("loss=triplet,tripplet", ["loss=tripplet"]),
-        ("trainer.max_epochs=1,three", ["a number", "'three'"]),
+        ("trainer.max_epochs=1,three", ["a whole number", "'three'"]),
+        ("optimizer.learning_rates.backbone=x", ["optimizer.learning_rates.backbone=x", "a number", "x"]),
+        ("optimizer.learning_rates.head=-1", ["'optimizer.learning_rates.head'", "from 0 upwards", "-1"]),
+        ("trainer.max_epochs=-3", ["trainer.max_epochs=-3", "from -1 upwards"]),
+        ("trainer.max_epochs=-1", ["trainer.max_epochs=-1", "needs an end", "+trainer.max_steps"]),
+        ("seed=null", ["seed=null", "a whole number from 0 to 4,294,967,295", "null"]),
+        ("seed=1.5", ["seed=1.5", "a whole number"]),
+        ("seed=-1", ["seed=-1", "from 0"]),
+        ("++seed=-1", ["seed=-1", "from 0"]),
+        ("seed=0,1,-1", ["'seed'", "got -1"]),
+        ("data.image_size=0", ["data.image_size=0", "from 1"]),
+        ("adversary.sees=foo", ["adversary.sees=foo", "fused or embedding"]),
+        ("metrics.recall_at=3", ["metrics.recall_at=3", "a list"]),
+        ("metrics.recall_at=[0]", ["metrics.recall_at=[0]", "from 1"]),
+        ("metrics.similarity=l2", ["metrics.similarity=l2", "cosine or euclidean or dot"]),
+        ("metrics.nmi=1", ["metrics.nmi=1", "true or false"]),
+        ("data.train_scripts=Greek", ["data.train_scripts=Greek", "data.train_scripts=[Greek]"]),
     ],
 )
 def test_wrong_overrides_are_refused_in_words(override, words):
@@ -24,6 +55,7 @@ def test_wrong_overrides_are_refused_in_words(override, words):
         check_overrides("train", [override])
     for word in words:
         assert word in str(error.value)
+    assert "?." not in str(error.value)
 
 
 def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
@@ -49,6 +81,10 @@ def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
         "~callbacks.audit",
         "data.split=fraction",
         "run_folder=elsewhere",
+        "metrics.nmi=true",
+        "metrics.knn_accuracy_at=[1,5]",
+        "seed=${oc.env:HOME}",
+        "trainer.max_epochs=0",
     ],
 )
 def test_right_overrides_pass(override):
@@ -105,3 +141,65 @@ def test_ablations_choose_fusion_and_adversary(ablation, fusion, adversary):
     chosen = load_config([f"ablation={ablation}"])
     assert chosen.fusion == named.fusion
     assert chosen.adversary == named.adversary
+
+
+def test_every_metric_has_its_key_and_its_default():
+    inputs = {"embeddings", "labels", "gallery", "gallery_labels", "ids", "gallery_ids", "distributed"}
+    signature = inspect.signature(evaluate).parameters
+    defaults = {name: value.default for name, value in signature.items() if name not in inputs}
+    metrics = OmegaConf.to_container(load_config([]).metrics)
+    assert {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metrics.items()
+    } == defaults
+
+
+def test_training_without_end_is_refused_unless_its_steps_are_counted():
+    check_overrides("train", ["trainer.max_epochs=-1", "+trainer.max_steps=10"])
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "words"),
+    [
+        ({"accelerator": "gpu", "devices": 1}, 0, ["trainer.accelerator=gpu", "trainer.accelerator=cpu"]),
+        ({"accelerator": "auto", "devices": 9}, 0, ["trainer.devices=9", "2 CPU core"]),
+        ({"accelerator": "cpu", "devices": 3}, 4, ["trainer.devices=3", "2 CPU core"]),
+        ({"accelerator": "auto", "devices": 9}, 4, ["trainer.devices=9", "4 GPU"]),
+        ({"accelerator": "auto", "devices": 4}, 4, []),
+        ({"accelerator": "cpu", "devices": 2}, 0, []),
+        ({"accelerator": "gpu", "devices": "auto"}, 1, []),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(monkeypatch, trainer, gpus, words):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    if not words:
+        check_devices(OmegaConf.create(trainer))
+        return
+    with pytest.raises(UsageError) as error:
+        check_devices(OmegaConf.create(trainer))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_what_lightning_refuses_is_said_in_words():
+    config = OmegaConf.create({"_target_": "lightning.Trainer", "devices": 0, "accelerator": "cpu"})
+    with pytest.raises(UsageError, match="devices=0"), building():
+        instantiate(config)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "shown"),
+    [
+        (UsageError("a=1: no"), 2, "error: a=1: no"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+        (SystemExit(1), 1, ""),
+    ],
+)
+def test_a_job_that_fails_in_a_sweep_lets_hydra_go_on(capsys, error, status, shown):
+    load_config(["hydra.job.num=1"])  # sets Hydra's own configuration, which names the job
+    with pytest.raises(JobFailed) as failure, outlived():
+        raise error
+    assert isinstance(failure.value, Exception)
+    assert pickle.loads(pickle.dumps(failure.value)).status == status
+    assert shown in capsys.readouterr().err

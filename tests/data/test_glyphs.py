@@ -380,7 +380,7 @@ def test_who_waits_for_another_process_takes_its_set(tmp_path: Path, monkeypatch
         (final / "first").touch()
         yield
 
-    monkeypatch.setattr(glyphs, "alone", wait)
+    monkeypatch.setattr(glyphs, "exclusive_lock", wait)
     assert glyphs.read(tmp_path / "mine", **SMALL).root == final
     assert (final / "first").exists()
 
@@ -391,7 +391,7 @@ def test_a_cache_that_cannot_be_written_is_read(
     def fail(*arguments: object) -> None:
         raise PermissionError("read only")
 
-    monkeypatch.setattr(glyphs, "alone", fail)
+    monkeypatch.setattr(glyphs, "exclusive_lock", fail)
     assert glyphs.read(small_root, **SMALL).content_hash == small.content_hash
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from unseen.config.build import build
 from unseen.config.command_line import load_config
-from unseen.workflow.run import build, execute
+from unseen.workflow.run import execute
 
 SETS = {
     "cub": [],

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.tracking.dashboards import (
     finish,
@@ -17,7 +18,7 @@ from unseen.tracking.dashboards import (
     log_results,
     wandb_logger,
 )
-from unseen.workflow.run import build, execute
+from unseen.workflow.run import execute
 
 
 @pytest.fixture

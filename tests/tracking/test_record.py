@@ -7,11 +7,13 @@ import os
 import platform
 import subprocess
 
+import numpy
 import pytest
 import torch
 
-from unseen.tracking import record as module
-from unseen.tracking.record import Environment, PeakMemory, RunRecord
+from unseen.tracking import environment as module
+from unseen.tracking.environment import Environment, PeakMemory
+from unseen.tracking.record import RunRecord, essential, job_key, save_queries
 
 
 def example(**changes):
@@ -67,7 +69,7 @@ def test_a_record_is_as_readable_as_any_file(tmp_path):
     assert (tmp_path / "record.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "{"])
 def test_what_is_no_record_is_refused(text, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(text)
@@ -96,7 +98,8 @@ def test_environment_is_this_one():
     assert 1 <= environment.cores <= os.cpu_count()
     assert environment.memory_bytes > 2**28
     assert environment.processor
-    assert len(environment.accelerators) == torch.cuda.device_count()
+    assert environment.accelerators == []
+    assert Environment.here(["a GPU"]).accelerators == ["a GPU"]
 
 
 def test_commit_is_gits_and_none_elsewhere(tmp_path, monkeypatch):
@@ -122,9 +125,78 @@ def test_peak_memory_never_falls():
     assert before >= 2**26
     assert after >= before
     assert block.sum() > 0
-    assert (PeakMemory.here().accelerator_bytes is None) == (not torch.cuda.is_available())
+    assert PeakMemory.here().accelerator_bytes is None
+    assert PeakMemory.here(7).accelerator_bytes == 7
 
 
 def test_a_record_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         example().seed = 4
+
+
+def test_an_older_record_lacks_minor_fields_and_is_read(tmp_path):
+    path = tmp_path / "record.json"
+    intervals = {"unseen": {"recall_at_1": (0.4, 0.6)}}
+    example(spread={"gap": {"recall_at_1": 0.02}}, intervals=intervals).save(path)
+    content = json.loads(path.read_text())
+    assert RunRecord.load(path).intervals == intervals
+    for name in ("spread", "intervals", "per_class", "job_key", "status", "steps", "images_per_second"):
+        del content[name]
+    del content["environment"]["commit"]
+    content["environment"]["moon"] = "full"
+    path.write_text(json.dumps(content))
+    loaded = RunRecord.load(path)
+    assert (loaded.spread, loaded.status, loaded.steps) == ({}, "success", None)
+    assert loaded.environment.commit is None
+    assert math.isnan(loaded.images_per_second)
+
+
+CONFIG = {
+    "seed": 0, "run_folder": "runs/a", "logger": {"csv": {"save_dir": "x"}}, "loss": {"margin": 0.2},
+    "backbone": {"model": "resnet18", "weights": "/here/w.pth"},
+    "data": {"root": "/here", "workers": 2, "image_size": 64, "source": {"root": "/here"}},
+}  # fmt: skip
+
+
+def changed(key, value):
+    content = json.loads(json.dumps(CONFIG))
+    *above, last = key.split(".")
+    node = content
+    for name in above:
+        node = node[name]
+    node[last] = value
+    return content
+
+
+def key_of(config, split="s", weights="w", version="1"):
+    return job_key(config, split, weights, version)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run_folder", "runs/b"), ("logger", {}), ("data.root", "/there"), ("data.source.root", "/there"),
+        ("data.workers", 0), ("backbone.weights", "/there/w.pth"),
+    ],
+)  # fmt: skip
+def test_a_job_key_does_not_depend_on_where_a_run_goes(key, value):
+    assert key_of(changed(key, value)) == key_of(CONFIG)
+
+
+def test_a_job_key_depends_on_all_that_is_trained():
+    others = [changed("seed", 1), changed("loss.margin", 0.3), changed("data.image_size", 65)]
+    keys = {key_of(CONFIG), *map(key_of, others)}
+    keys |= {key_of(CONFIG, split="t"), key_of(CONFIG, weights="v"), key_of(CONFIG, version="2")}
+    assert len(keys) == 7
+    assert essential(CONFIG) == {
+        "seed": 0, "loss.margin": 0.2, "backbone.model": "resnet18", "data.image_size": 64
+    }  # fmt: skip
+
+
+def test_values_of_queries_are_kept_beside_the_record(tmp_path):
+    columns = {"ids": [3, 5], "recall_at_1": [1.0, math.nan]}
+    save_queries(tmp_path / "queries.npz", columns)
+    with numpy.load(tmp_path / "queries.npz") as saved:
+        assert saved["ids"].tolist() == [3, 5]
+        assert saved["recall_at_1"][0] == 1.0
+    assert os.listdir(tmp_path) == ["queries.npz"]

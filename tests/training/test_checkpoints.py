@@ -1,5 +1,7 @@
 """Going on from a checkpoint: the best epoch is remembered; another network is refused."""
 
+import time
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -67,3 +69,42 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(ValueError, match=r"text.ckpt: not a checkpoint"):
         check_resumable(nn.Linear(1, 1), tmp_path / "text.ckpt")
+
+
+OWN = {
+    "split": "s" * 64,
+    "manifest": "m" * 64,
+    "config": {"seed": 0, "loss.margin": 0.2, "trainer.max_epochs": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"split": "t" * 64}, "another split"),
+        ({"manifest": "n" * 64}, "other images"),
+        ({"config": {"seed": 1, "loss.margin": 0.2}}, "seed was 0, is 1"),
+        ({"config": {"seed": 0, "loss.beta": 1}}, "loss.beta was None, is 1; loss.margin was 0.2, is None"),
+    ],
+)
+def test_a_checkpoint_of_another_split_or_configuration_is_refused_by_name(tmp_path, changes, words):
+    learner = nn.Linear(1, 1)
+    torch.save({"state_dict": learner.state_dict(), "unseen": OWN}, tmp_path / "own.ckpt")
+    more_epochs = OWN | {"config": OWN["config"] | {"trainer.max_epochs": 9}}
+    check_resumable(learner, tmp_path / "own.ckpt", more_epochs)
+    with pytest.raises(ValueError, match=words):
+        check_resumable(learner, tmp_path / "own.ckpt", OWN | changes)
+
+
+def test_a_checkpoint_says_of_which_run_it_is_and_durations_add_up(tmp_path):
+    first = Checkpoints(OWN, dirpath=tmp_path, save_last=True)
+    assert first.train_seconds == 0
+    saved = {}
+    first._started = time.perf_counter() - 10
+    first.on_save_checkpoint(None, None, saved)
+    assert saved["unseen"]["split"] == OWN["split"]
+    second = Checkpoints(OWN, dirpath=tmp_path, save_last=True)
+    second.on_load_checkpoint(None, None, saved)
+    assert second.earlier_seconds == pytest.approx(10, abs=1)
+    second._started = time.perf_counter() - 5
+    assert second.train_seconds == pytest.approx(15, abs=1)

@@ -10,12 +10,13 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pytorch_metric_learning.losses import ContrastiveLoss
 
+from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.data.batch import Batch
 from unseen.evaluation.embed import embed
 from unseen.evaluation.measure import measure
 from unseen.losses import WeightedSum
-from unseen.workflow.run import build, execute
+from unseen.workflow.run import execute
 
 
 def made(tiny_run, folder, *overrides):

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
+from unseen.config.build import plain
 from unseen.config.command_line import load_config
 from unseen.data.sources import folder
 from unseen.data.split import fixed, holdout
-from unseen.workflow.run import _is_long, _look_before
+from unseen.workflow.preflight import is_long as run_is_long
+from unseen.workflow.preflight import look_before
 
 Look = Callable[..., None]
 
@@ -36,7 +37,15 @@ def look(tmp_path: Path) -> Look:
         manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
         split = protocol(manifest, seed=0, held_out_fraction=0.15)
         data = SimpleNamespace(manifest=manifest, split=split, excluded=(), reads_files=True)
-        _look_before(config, data, tmp_path / "run")  # type: ignore[arg-type]
+        look_before(
+            data,  # type: ignore[arg-type]
+            rules=plain(config.check),
+            crop_to_box=config.data.crop_to_box,
+            cache_dir=Path(config.data.cache_dir),
+            report_folder=tmp_path / "run" / "check",
+            check_from=config.check_from,
+            epochs=config.trainer.max_epochs,
+        )
 
     return look_at
 
@@ -107,5 +116,4 @@ def test_only_the_first_of_several_processes_looks(
 def test_a_run_is_long_by_the_images_it_reads_and_where_it_has_no_end(
     check_from: int | None, max_epochs: int | None, is_long: bool
 ) -> None:
-    config = OmegaConf.create({"check_from": check_from, "trainer": {"max_epochs": max_epochs}})
-    assert _is_long(config, images=100) == is_long
+    assert run_is_long(check_from, max_epochs, images=100) == is_long

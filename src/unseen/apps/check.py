@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markdown import Markdown
 
 from unseen.config.command_line import UsageError, building, command
-from unseen.data.inspect.preflight import watched_preflight
-from unseen.data.module import listed_paths, without
 
 
 @command("check")
@@ -19,6 +14,14 @@ def main(config: DictConfig) -> None:
     """Write the report and the quarantine list; leave with status 1 if the data must not be trained on."""
     if "data" not in config:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
+    # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from hydra.utils import instantiate
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from unseen.data.inspect.preflight import watched_preflight
+    from unseen.data.module import listed_paths, without
+
     console = Console(stderr=True)
     with building():
         everything = instantiate(config.data.source)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich import print as show
 
 from unseen.config.command_line import UsageError, building, command
-from unseen.data.acquire.download import RemoteFile
-from unseen.data.acquire.prepare import prepare
-from unseen.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from unseen.data.manifest import Manifest
 
 
 @command("prepare")
@@ -22,6 +20,13 @@ def main(config: DictConfig) -> None:
         raise UsageError("Name the data set: unseen prepare data=cub")
     if "download" not in config.data:
         raise UsageError("There is nothing to download for this data: it is your own, or generated.")
+    # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from rich import print as show
+
+    from unseen.data.acquire.download import RemoteFile
+    from unseen.data.acquire.prepare import prepare
 
     def read() -> Manifest:
         try:

@@ -16,6 +16,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from unseen.data.collection import ImageCollection
+from unseen.data.images import Files, Images
+from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
 from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
@@ -34,7 +37,7 @@ class Given:
 
     Args:
         embedder: images → embedding.
-        images: a collection of images, in place of a source of files.
+        collection: images, in place of a source of files.
         loss: called with `num_classes` and `embedding_size`.
         adversary: called with `in_features` and `num_classes`; it has an attribute `sees`.
         callbacks: beside the config's.
@@ -42,7 +45,7 @@ class Given:
     """
 
     embedder: Embedder | None = None
-    images: Any = None
+    collection: ImageCollection | None = None
     loss: Callable[..., nn.Module] | None = None
     adversary: Any = None
     callbacks: Sequence[Callback] = ()
@@ -77,19 +80,20 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     resume_from = None if config.resume_from is None else Path(config.resume_from).expanduser()
     if resume_from is not None:
         check_resumable(learner, resume_from, identity)
-    if given.images is None:
-        look_before(
-            data,
-            rules=plain(config.check),
-            crop_to_box=config.data.crop_to_box,
-            cache_dir=Path(config.data.cache_dir),
-            report_folder=folder / "check",
-            check_from=config.check_from,
-            epochs=config.trainer.max_epochs,
-        )
+    look_before(
+        data,
+        rules=plain(config.check),
+        crop_to_box=config.data.crop_to_box,
+        cache_dir=Path(config.data.cache_dir),
+        report_folder=folder / "check",
+        check_from=config.check_from,
+        epochs=config.trainer.max_epochs,
+    )
     return Run(
         config=content,
-        choices={str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)},
+        choices={
+            str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)
+        },
         overrides=[str(override) for override in config.overrides],
         folder=folder,
         data=data,
@@ -131,12 +135,14 @@ def _build_learner(
     optimization = instantiate(config.optimizer)
     embedder = given.embedder or build_embedder(config)
     size = int(embedder.projection.out_features)
+    manifest, images = _images(config, given.collection)
     data = DataModule(
-        given.images if given.images is not None else instantiate(config.data.source),
+        manifest,
         instantiate(config.protocol),
         instantiate(config.sampler),
         instantiate(config.transforms),
         seed=config.seed,
+        images=images,
         **_loading(config),
     )
     learner = MetricLearner(
@@ -148,6 +154,15 @@ def _build_learner(
         channels_last=config.channels_last,
     )
     return learner, data
+
+
+def _images(config: DictConfig, collection: ImageCollection | None) -> tuple[Manifest, Images | None]:
+    if collection is not None:
+        # Files are cached, excluded and looked at as those of the command line.
+        return collection.manifest, None if isinstance(collection.images, Files) else collection.images
+    if config.data.source is None:
+        raise ValueError("data=collection: its images come from Python code, by unseen.dataset(…).")
+    return instantiate(config.data.source), None
 
 
 def _loading(config: DictConfig) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +20,33 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import unseen
+from unseen.config.groups import overview, read_groups
+from unseen.config.values import UsageError, check_value
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
 SEVERAL_TYPES = {"trainer.devices"}
 
 
-class UsageError(Exception):
-    """Something the user typed cannot work; the message names the key, the value and the choices."""
+class JobFailed(CompactHydraException):
+    """One job of a sweep failed; its own message has been shown, the other jobs go on.
+
+    Args:
+        message: which job, and that it failed.
+        status: with which the command leaves when the sweep is over.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def config_folder() -> Path:
@@ -53,7 +70,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            with explained():
+            is_one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
+            with outlived() if is_one_of_many else explained():
                 return function(config)
 
         run = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)
@@ -66,25 +84,42 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             sys.argv[1:] = [*flags, *arguments.overrides]
             name = arguments.config_name or config_name
             if arguments.help:
-                print(help_text(name, arguments.config_dir))
+                with explained():
+                    named = [word for word in arguments.overrides if "=" not in word]
+                    print(help_text(name, arguments.config_dir, named))
                 return
             with explained():
                 if not arguments.hydra_help:
                     check_overrides(name, arguments.overrides, arguments.config_dir)
-            run()
+            try:
+                run()
+            except SystemExit as left:
+                # Hydra leaves with 1 while it handles the failure of the first job that failed.
+                if isinstance(left.__context__, JobFailed):
+                    raise SystemExit(left.__context__.status) from None
+                raise
 
         return main
 
     return decorate
 
 
-def help_text(config_name: str, config_dir: str | None = None) -> str:
-    """`hydra.help.template` with all groups and choices, less those that only others include (`_name`)."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose(config_name, overrides=_searched(config_dir), return_hydra_config=True)
-        groups = {group: _group_options(group) for group in _group_options("", ObjectType.GROUP)}
-    lines = [f"  {group}: {', '.join(choices)}" for group, choices in groups.items() if group != "hydra"]
-    return str(config.hydra.help.template).replace("$APP_CONFIG_GROUPS", "\n".join(lines))
+def help_text(config_name: str, config_dir: str | None = None, named: Sequence[str] = ()) -> str:
+    """What a command does, its groups and their choices; of the groups that are named, each choice in words.
+
+    Raises:
+        UsageError: there is no such group.
+    """
+    folders = [config_folder(), *([Path(config_dir)] if config_dir else [])]
+    groups = {group.name: group for group in read_groups(folders, config_name)}
+    for name in named:
+        if name not in groups:
+            hint = _suggestion(name, list(groups))
+            raise UsageError(f"{name}: there is no such group{hint} Groups: {', '.join(groups)}.")
+    if named:
+        return "\n".join(line for name in named for line in groups[name].lines())
+    template = str(OmegaConf.load(folders[0] / f"{config_name}.yaml").hydra.help.template)
+    return template.replace("$APP_CONFIG_GROUPS", overview(list(groups.values())))
 
 
 def _searched(config_dir: str | None) -> list[str]:
@@ -101,6 +136,28 @@ def explained() -> Iterator[None]:
 
 
 @contextmanager
+def outlived() -> Iterator[None]:
+    """Show what fails in one job of a sweep, and tell Hydra by an exception that lets the others run.
+
+    Raises:
+        JobFailed: after the message, with status 2 for a `UsageError`, else 1.
+    """
+    status = 1
+    try:
+        yield
+        return
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+    job = HydraConfig.get().job
+    raise JobFailed(f"Job {job.num} ({job.override_dirname}) failed; its error is shown above.", status)
+
+
+@contextmanager
 def building() -> Iterator[None]:
     """While objects are built from the config: turn what their constructors refuse into a `UsageError`."""
     try:
@@ -108,11 +165,17 @@ def building() -> Iterator[None]:
     except InstantiationException as error:
         cause = error.__cause__
         key = getattr(error, "full_key", None) or _key_in(str(error))
-        if not isinstance(cause, ValueError | TypeError | OSError | ImportError):
+        if not _is_refusal(cause):
             raise
         raise UsageError(f"{key}: {cause}" if key else str(cause)) from error
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+
+
+def _is_refusal(cause: BaseException | None) -> bool:
+    # Lightning's own by name: to import it takes seconds, and not every command does.
+    refuses = any(kind.__name__ == "MisconfigurationException" for kind in type(cause).__mro__)
+    return refuses or isinstance(cause, ValueError | TypeError | OSError | ImportError)
 
 
 def _key_in(message: str) -> str:
@@ -139,6 +202,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         UsageError: naming the key, the value and the choices.
     """
     parsed = [_parse(override) for override in overrides]
+    _check_values(parsed)
     own = _searched(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
@@ -155,6 +219,26 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
                 if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
                     _check_key(override, content, choices)
                     _check_type(override, content)
+
+
+def _check_values(overrides: Sequence[Override]) -> None:
+    """Values that a key cannot take whatever the choices are.
+
+    Raises:
+        UsageError: naming what the key takes.
+    """
+    typed = {}  # of a key that is typed twice the last counts
+    for override in overrides:
+        if override.is_delete():
+            continue
+        typed[override.key_or_group] = _values(override)
+        for value in typed[override.key_or_group]:
+            check_value(override.key_or_group, value, override.input_line or "")
+    if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
+        raise UsageError(
+            "trainer.max_epochs=-1: learning rates follow a schedule, so training needs an end. "
+            "Give a number of epochs, or +trainer.max_steps=<steps> beside it."
+        )
 
 
 def _choices(groups: Sequence[Override]) -> Iterator[list[str]]:
@@ -217,7 +301,7 @@ def _check_choice(override: Override, own: Sequence[str]) -> None:
         if value is None or isinstance(value, list) or str(value) in choices:
             continue
         raise UsageError(
-            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)}. "
+            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)} "
             f"Choices for '{override.key_or_group}': {', '.join(choices)}."
         )
 
@@ -239,7 +323,7 @@ def _check_key(override: Override, content: dict[str, Any], choices: Sequence[st
         names = sorted({str(name) for name in (*node, *groups) if not str(name).startswith("_")} - {"hydra"})
         where = f"'{parent}' has the keys" if parent else "Groups and keys"
         raise UsageError(
-            f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)}. "
+            f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)} "
             f"{where}: {', '.join(names)}. (A new key is added with a plus: +{override.input_line})"
         )
 
@@ -250,6 +334,14 @@ def _check_type(override: Override, content: dict[str, Any]) -> None:
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None
+    if isinstance(default, list):
+        for value in _values(override):
+            if not (value is None or isinstance(value, list) or str(value).startswith("${")):
+                raise UsageError(
+                    f"{override.input_line}: '{override.key_or_group}' takes a list, got {value!r}. "
+                    f"Wanted '{override.key_or_group}=[{value}]'."
+                )
+        return
     if not isinstance(default, bool | int | float):
         return
     wanted = bool if isinstance(default, bool) else int | float
@@ -266,8 +358,9 @@ def _check_type(override: Override, content: dict[str, Any]) -> None:
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
+    """The end of a sentence."""
     close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else "."
 
 
 def load_config(
@@ -290,7 +383,25 @@ def load_config(
             overrides=[*overrides, f"hydra.runtime.output_dir={Path(run_folder).resolve()}"],
             return_hydra_config=True,
         )
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config.hydra
-    return config
+    return _without_hydra(config)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """The same config with all interpolations resolved, so that nothing global is needed any more.
+
+    Raises:
+        UsageError: a key that another one needs has no value.
+    """
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    resolved = copy.deepcopy(config)
+    with open_dict(resolved):
+        del resolved.hydra
+    holder.set_config(config)
+    try:
+        OmegaConf.resolve(resolved)
+    except OmegaConfBaseException as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+    finally:
+        holder.cfg = before
+    return resolved

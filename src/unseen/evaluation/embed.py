@@ -67,7 +67,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
     device = next(embedder.parameters()).device
     searched_on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
     columns: list[tuple[Tensor, ...]] = []
-    with _evaluating(embedder), torch.autocast(device.type, enabled=False):
+    with evaluating(embedder), torch.autocast(device.type, enabled=False):
         for batch in batches:
             embedded = embedder(batch.images.to(device, non_blocking=True))
             kept = embedded.fused.features if features else embedded.fused.features[:, :0]
@@ -80,7 +80,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode. Afterwards each submodule has its own mode back: a part may be frozen."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

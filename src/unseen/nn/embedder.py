@@ -38,9 +38,14 @@ class Embedder(nn.Module):
             (Zhai & Wu 2019, section 3.3).
         frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
 
+    Attributes:
+        overrides: of the configuration it was built from by `unseen.embedder`; none for one built of objects.
+
     Raises:
         ValueError: the size is below 1.
     """
+
+    overrides: tuple[str, ...] | None = None
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class Environment:
         """
         return Environment(
             versions=_versions(),
-            commit=_commit(Path(unseen.__file__).resolve().parents[2]),
+            commit=_commit(Path(__file__).resolve().parents[3]),
             system=platform.platform(),
             processor=_processor(),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unseen.files import replacing
 from unseen.tracking.environment import Environment, PeakMemory
@@ -213,14 +215,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def save_queries(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+def save_queries(path: Path, columns: Mapping[str, Any]) -> None:
     """Write the values of single queries as a compressed NumPy archive, atomically.
 
     Args:
         path: ends in `.npz`.
         columns: name → `(N,)` values: `ids` (rows of the manifest), `labels`, and a column for each metric.
     """
-    import numpy as np
-
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(values) for name, values in columns.items()})
+        np.savez_compressed(file, **arrays)

@@ -112,12 +112,13 @@ def _check_identity(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]
     # Before the split, which such keys change: what was typed says more than a hash.
     if differing:
         raise ValueError(
-            f"resume_from={path}: the checkpoint is of a run with other settings: {'; '.join(differing)}. {remedy}"
+            f"resume_from={path}: the checkpoint is of a run with other settings: {'; '.join(differing)}. "
+            f"{remedy}"
         )
     for name, what in (("manifest", "other images"), ("split", "another split")):
         if saved.get(name) != own[name]:
             raise ValueError(
-                f"resume_from={path}: the checkpoint was trained on {what} ({name} {str(saved.get(name))[:12]}…, "
-                f"here {str(own[name])[:12]}…), so classes or images that it was trained on may validate or test "
-                f"here. {remedy}"
+                f"resume_from={path}: the checkpoint was trained on {what} ({name} "
+                f"{str(saved.get(name))[:12]}…, here {str(own[name])[:12]}…), so what it was trained on may "
+                f"validate or test here. {remedy}"
             )

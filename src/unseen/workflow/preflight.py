@@ -1,4 +1,4 @@
-"""The look at every image before a long run: refuses what cannot be read and tests that leak, once a data set."""
+"""The look at every image before a long run: refuses broken images and tests that leak, once a data set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def look_before(
     """
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     # Of several processes one looks for all.
-    if not is_first or not is_long(check_from, epochs, len(data.split.train)):
+    if not is_first or not data.reads_files or not is_long(check_from, epochs, len(data.split.train)):
         return
     passed = cache_dir.expanduser() / "checked" / _checked_key(data, {**rules, "crop_to_box": crop_to_box})
     if (passed / "report.json").is_file():

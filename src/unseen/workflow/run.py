@@ -203,6 +203,7 @@ def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: in
 def _bare_record(run: Run) -> RunRecord:
     """What is known of a run without its results."""
     gpus = range(torch.cuda.device_count())
+    total = run.checkpoints.earlier_seconds + run.seconds.get("train", 0.0)
     return RunRecord(
         choices=run.choices,
         seed=run.seed,
@@ -210,7 +211,7 @@ def _bare_record(run: Run) -> RunRecord:
         split=run.data.split.fingerprint,
         manifest=run.data.manifest.content_hash,
         metrics={},
-        seconds={**run.seconds, "train_total": round(run.checkpoints.earlier_seconds + run.seconds.get("train", 0), 3)},
+        seconds={**run.seconds, "train_total": round(total, 3)},
         overrides=run.overrides,
         job_key=run.job_key,
         steps=run.trainer.global_step,

@@ -25,7 +25,7 @@ from scipy.ndimage import maximum_filter
 from scipy.sparse.csgraph import connected_components
 
 from unseen.data.manifest import Manifest, ManifestError
-from unseen.files import alone
+from unseen.files import exclusive_lock
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,9 @@ def read(
     lock = folder.with_suffix(".lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(lock, lambda: log.info("Waiting for another process that draws glyphs: '%s'", lock)):
+        with exclusive_lock(
+            lock, lambda: log.info("Waiting for another process that draws glyphs: '%s'", lock)
+        ):
             if cached := _load(folder):
                 return cached
             classes = glyph_classes(train_scripts, test_scripts)

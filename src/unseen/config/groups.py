@@ -1,0 +1,94 @@
+"""The groups of choices, described once (`conf/groups.yaml`) for `--help` and for README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+class Group(NamedTuple):
+    """One group: `name=choice` on the command line.
+
+    Args:
+        name: folder of the choices.
+        decides: what it decides, in words; empty for a user's own group.
+        default: the choice that the command names, which a loss, a data set or an ablation may override.
+        choices: choice → its description, the comment that its file begins with.
+    """
+
+    name: str
+    decides: str
+    default: str | None
+    choices: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """The group on a terminal: a line for each choice."""
+        width = max(map(len, self.choices))
+        return [
+            f"{self.name}: {self.decides}",
+            *(f"  {choice:<{width}}  {text}".rstrip() for choice, text in self.choices.items()),
+        ]
+
+
+def read_groups(folders: Sequence[Path], config_name: str) -> list[Group]:
+    """The groups that a command has, as `conf/groups.yaml` orders them, then a user's own.
+
+    Args:
+        folders: the configuration folder, then a user's own ones.
+        config_name: primary config, `train` for `unseen train`.
+    """
+    described = OmegaConf.to_container(OmegaConf.load(folders[0] / "groups.yaml"))
+    assert isinstance(described, dict)
+    defaults = _defaults(folders[0] / f"{config_name}.yaml")
+    own = {path.name for folder in folders[1:] for path in folder.glob("*/")}
+    names = [str(name) for name in described if name in defaults]
+    names += sorted(own - set(names) - {"hydra"})
+    return [
+        Group(name, str(described.get(name, "")), defaults.get(name), _choices(folders, name))
+        for name in names
+    ]
+
+
+def _defaults(config: Path) -> dict[str, str | None]:
+    content = OmegaConf.load(config)
+    entries = content.defaults if isinstance(content, DictConfig) else ListConfig([])
+    pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, DictConfig)]
+    return {str(group): choice for group, choice in pairs if not str(group).startswith("override ")}
+
+
+def _choices(folders: Sequence[Path], group: str) -> dict[str, str]:
+    """Names that begin with an underscore are for other choices to include."""
+    files = {path.stem: path for folder in folders for path in (folder / group).glob("[!_]*.yaml")}
+    return {choice: _opening_comment(files[choice]) for choice in sorted(files)}
+
+
+def _opening_comment(path: Path) -> str:
+    words = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            words.append(line.removeprefix("#").strip())
+    return " ".join(words)
+
+
+def overview(groups: Sequence[Group]) -> str:
+    """All groups on a terminal: what each decides, and its choices; an asterisk marks the default."""
+    width = max(len(group.name) for group in groups)
+    lines = []
+    for group in groups:
+        choices = (f"{choice}{'*' if choice == group.default else ''}" for choice in group.choices)
+        lines += [f"  {group.name:<{width}}  {group.decides}", f"  {'':<{width}}    {' '.join(choices)}"]
+    return "\n".join(lines)
+
+
+def markdown_table(groups: Sequence[Group]) -> str:
+    """README's table; the default is bold."""
+    rows = ["| group | choices | what it decides |", "|---|---|---|"]
+    for group in groups:
+        choices = (f"**`{name}`**" if name == group.default else f"`{name}`" for name in group.choices)
+        rows.append(f"| `{group.name}` | {' '.join(choices)} | {group.decides} |")
+    return "\n".join(rows)

@@ -1,0 +1,125 @@
+"""Values that a key cannot take, refused before anything heavy is loaded; constructors refuse the rest."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import os
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+
+class UsageError(Exception):
+    """Something the user typed cannot work; the message names the key, the value and the choices."""
+
+
+class Limits(NamedTuple):
+    """Numbers from `minimum` to `maximum`."""
+
+    minimum: float
+    maximum: float = math.inf
+    whole: bool = True
+    nullable: bool = False
+
+    def admit(self, value: Any) -> bool:
+        """Whether a key may take this value."""
+        if value is None:
+            return self.nullable
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        return self.minimum <= value <= self.maximum and math.isfinite(value)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        end = f"to {self.maximum:,.0f}" if math.isfinite(self.maximum) else "upwards"
+        return f"{kind} from {self.minimum:,.0f} {end}{', or null' if self.nullable else ''}"
+
+
+class OneOf(NamedTuple):
+    """A few words."""
+
+    words: tuple[str, ...]
+
+    def admit(self, value: Any) -> bool:
+        """Whether a key may take this value."""
+        return value in self.words
+
+    def __str__(self) -> str:
+        return " or ".join(self.words)
+
+
+class ListOf(NamedTuple):
+    """A list, possibly empty."""
+
+    each: Limits
+
+    def admit(self, value: Any) -> bool:
+        """Whether a key may take this value."""
+        return isinstance(value, list) and all(self.each.admit(item) for item in value)
+
+    def __str__(self) -> str:
+        return f"a list, each {self.each}"
+
+
+# Key, with * for any name → what it takes.
+VALUES: dict[str, Limits | OneOf | ListOf] = {
+    "seed": Limits(0, 2**32 - 1),
+    "data.image_size": Limits(1),
+    "optimizer.learning_rates.*": Limits(0, whole=False),
+    "trainer.max_epochs": Limits(-1, nullable=True),
+    "adversary.sees": OneOf(("fused", "embedding")),
+    "metrics.*_at": ListOf(Limits(1)),
+    "metrics.similarity": OneOf(("cosine", "euclidean", "dot")),
+    "metrics.without_relevant": OneOf(("skip", "zero")),
+    "metrics.precision": OneOf(("auto", "float64", "float32", "bfloat16", "int8")),
+    "metrics.memory_budget": Limits(1),
+}
+
+
+def check_value(key: str, value: Any, typed: str) -> None:
+    """Refuse a value that the key cannot take; an interpolation (`${…}`) is not known yet and passes.
+
+    Args:
+        key: dotted.
+        value: as parsed.
+        typed: what the user wrote, for the message.
+
+    Raises:
+        UsageError: naming what the key takes.
+    """
+    if str(value).startswith("${"):
+        return
+    for pattern, wanted in VALUES.items():
+        if fnmatch.fnmatchcase(key, pattern) and not wanted.admit(value):
+            shown = "null" if value is None else repr(value)
+            raise UsageError(f"{typed}: '{key}' takes {wanted}, got {shown}.")
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Refuse an accelerator that this machine lacks, and more devices than it has.
+
+    Args:
+        trainer: with `accelerator` and `devices`.
+
+    Raises:
+        UsageError: naming what there is.
+    """
+    import torch  # seconds, which what is refused by words alone need not wait for
+
+    name, devices = trainer.accelerator, trainer.devices
+    gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    found = {"gpu": gpus or has_mps, "cuda": gpus, "mps": has_mps}
+    if not found.get(name, True):
+        raise UsageError(
+            f"trainer.accelerator={name}: PyTorch {torch.__version__} finds none on this machine. "
+            "Use trainer.accelerator=cpu, or a PyTorch that matches the driver (see nvidia-smi)."
+        )
+    if not isinstance(devices, int):
+        return
+    on_cpu = name == "cpu" or (name == "auto" and not (gpus or has_mps))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = cores if on_cpu else gpus or 1
+    if devices > there:
+        kind = "CPU core(s), of which each process needs one" if on_cpu else "GPU(s)"
+        raise UsageError(f"trainer.devices={devices}: this machine has {there} {kind}. Use at most {there}.")

@@ -1,0 +1,309 @@
+"""The library's face: the parts and defaults of the command line, for notebooks and scripts.
+
+Whatever may be named on the command line may be named here, and may be an object instead. Defaults are those
+of the configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+
+from unseen.config.build import Given, build, build_embedder
+from unseen.config.command_line import building, config_folder, load_config
+from unseen.data.collection import ImageCollection, collect
+from unseen.data.images import read_image
+from unseen.data.pixels import ConvertedImages, to_pixels
+from unseen.data.transforms import Transforms
+from unseen.evaluation.embed import evaluating
+from unseen.losses import as_metric_loss
+from unseen.losses.weighted_sum import weighted_sum
+from unseen.nn.backbone import Backbone
+from unseen.nn.embedder import Embedder
+from unseen.tracking.record import RunRecord
+from unseen.training.progress import quiet
+from unseen.workflow.run import execute
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and which of their classes are unseen.
+
+    Args:
+        overrides: of the configuration, which choose it.
+        collection: the images, where they are not named by the configuration.
+    """
+
+    overrides: tuple[str, ...]
+    collection: ImageCollection | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run.
+
+    Args:
+        model: the trained embedder, in evaluation mode.
+        record: what the run's `record.json` holds.
+        pictures: name → PNG file.
+        folder: of everything that the run wrote.
+        transforms: how images are prepared for the model.
+    """
+
+    model: Embedder
+    record: RunRecord
+    pictures: dict[str, Path]
+    folder: Path
+    transforms: Transforms
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Split (`unseen`, `untrained`, `seen`, `gap` …) → metric → value."""
+        return self.record.metrics
+
+    @torch.inference_mode()
+    def embed(self, images: Any, batch_size: int = 64) -> Tensor:
+        """Embed images as the run's evaluation did.
+
+        Args:
+            images: `(N, H, W, 3)` or `(N, 3, H, W)` array or tensor, or a sequence of paths, PIL images or
+                arrays of any size.
+            batch_size: images at a time.
+
+        Returns:
+            `(N, d)` float32 on the CPU.
+
+        Raises:
+            ValueError: there is no image, or one cannot be read.
+        """
+        device = next(self.model.parameters()).device
+        columns, batch = [], []
+        with evaluating(self.model):
+            for pixels in _pixels(images):
+                batch.append(self.transforms.evaluation(torch.from_numpy(pixels).permute(2, 0, 1)))
+                if len(batch) == batch_size:
+                    columns.append(self.model(torch.stack(batch).to(device)).embedding.float().cpu())
+                    batch = []
+            if batch:
+                columns.append(self.model(torch.stack(batch).to(device)).embedding.float().cpu())
+        if not columns:
+            raise ValueError("There are no images to embed.")
+        return torch.cat(columns)
+
+
+def dataset(
+    source: Any, *, labels: Any = None, unseen_classes: Any = None, class_names: Any = None
+) -> Dataset:
+    """Images to train on, and classes to keep unseen.
+
+    Args:
+        source: a name (`glyphs`, `cub` …, as `data=` of the command line), or anything that
+            `unseen.data.collection.collect` takes: arrays, a torch or Hugging Face data set, a folder with
+            one folder for each class, a table, a manifest, a sequence of paths.
+        labels: `N` whole numbers or names, where the source has none.
+        unseen_classes: names or labels of the classes to test on, or their share; by default one half.
+        class_names: of labels that are numbers.
+
+    Raises:
+        ValueError: labels, names or classes do not fit the images.
+        TypeError: the source is of no known kind.
+    """
+    if isinstance(source, str) and source in _choices("data"):
+        return Dataset((f"data={source}",))
+    given = {"labels": labels, "unseen_classes": unseen_classes, "class_names": class_names}
+    return Dataset(("data=collection",), collect(source, **given))
+
+
+def embedder(
+    backbone: str | Backbone = "resnet50",
+    *,
+    weights: str | Path | None = None,
+    fusion: str | Callable[..., nn.Module] | None = None,
+    size: int | None = None,
+    image_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Embedder:
+    """A network from images to embeddings; `None` is the command line's default.
+
+    Args:
+        backbone: a choice of `backbone=`, any name of timm, or a `Backbone`.
+        weights: `timm` (pretrained, downloaded), `none`, or a file.
+        fusion: a choice of `fusion=`, or a class called with `tap_channels` and `final_channels`.
+        size: of the embedding.
+        image_size: side of the images that the network sees, pixels.
+        overrides: anything else, as typed on a command line: `backbone.taps=stages`.
+
+    Raises:
+        ValueError: a part refuses what it was given.
+        unseen.config.values.UsageError: an override names what does not exist.
+    """
+    typed = ["data=collection", "ablation=custom"]
+    if isinstance(backbone, str):
+        key = "backbone" if backbone in _choices("backbone") else "backbone.model"
+        typed.append(f"{key}={backbone}")
+    if weights is not None:
+        typed.append(f"backbone.weights={_quoted(weights)}")
+    if isinstance(fusion, str):
+        typed.append(f"fusion={fusion}")
+    if size is not None:
+        typed.append(f"embedding.size={size}")
+    if image_size is not None:
+        typed.append(f"data.image_size={image_size}")
+    typed += overrides
+    config = load_config(typed)
+    with building():
+        if isinstance(backbone, str) and not callable(fusion):
+            made = build_embedder(config)
+        else:
+            network = backbone if isinstance(backbone, Backbone) else instantiate(config.backbone)
+            fuse = fusion if callable(fusion) else instantiate(config.fusion)
+            made = Embedder(network, fuse, **config.embedding)
+    made.overrides = tuple(override for override in typed if not override.startswith("data="))
+    return made
+
+
+def fit(
+    model: Embedder,
+    data: Dataset,
+    *,
+    loss: str | nn.Module | Mapping[str, float] | Mapping[str, tuple[float, nn.Module]] | None = None,
+    adversary: str | Any | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: str | Logger | Sequence[Logger] | None = None,
+    folder: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Fitted:
+    """Train on seen classes, measure on unseen ones, write the run's record and pictures.
+
+    `None` is the command line's default.
+
+    Args:
+        model: is trained in place.
+        data: of `dataset`.
+        loss: a choice of `loss=`; a module `(embeddings (B, d), labels (B,)) → scalar`, those of
+            pytorch-metric-learning among them; several by name with weights,
+            `{"triplet": 1, "arcface": 0.1}`; or several modules with weights, `{"mine": (0.5, module)}`.
+        adversary: a choice of `adversary=` (`none` for none), or what is called with `in_features` and
+            `num_classes` and has an attribute `sees`.
+        epochs: of training.
+        seed: of initialisation, order and augmentation.
+        callbacks: Lightning's, beside ours.
+        logger: a choice of `logger=`, or Lightning's loggers beside the CSV.
+        folder: where the run writes.
+        overrides: anything else, as typed on a command line: `optimizer.learning_rates.backbone=1e-4`.
+
+    Raises:
+        ValueError: parts do not fit each other or the data.
+        unseen.config.values.UsageError: a name or an override does not exist.
+    """
+    typed = ["ablation=custom", *data.overrides, *(model.overrides or ())]
+    typed += [f"data.image_size={model.backbone.image_size}"]
+    if isinstance(loss, Mapping):
+        typed.append("loss=combined")
+    elif isinstance(loss, str):
+        typed.append(f"loss={loss}")
+    if isinstance(adversary, str):
+        typed.append(f"adversary={adversary}")
+    if epochs is not None:
+        typed.append(f"trainer.max_epochs={epochs}")
+    if seed is not None:
+        typed.append(f"seed={seed}")
+    if isinstance(logger, str):
+        typed.append(f"logger={logger}")
+    typed += overrides
+    place = Path(folder or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}").resolve()
+    config = load_config(_last_of_each(typed), run_folder=str(place))
+    if model.overrides is not None:
+        # A loss may ask for embeddings of free length, or for a layer norm.
+        model.normalize, model.layer_norm = config.embedding.normalize, config.embedding.layer_norm
+    _name_objects(config, loss, adversary)
+    given = Given(
+        embedder=model,
+        collection=data.collection,
+        loss=_loss(loss),
+        adversary=None if isinstance(adversary, str) else adversary,
+        callbacks=callbacks,
+        loggers=_loggers(logger),
+    )
+    with quiet():
+        with building():
+            run = build(config, given)
+        record = execute(run)
+    if record is None:
+        raise RuntimeError("This process helped to train; the record is with the first one.")
+    return Fitted(model.eval(), record, run.pictures, run.folder, run.data.transforms)
+
+
+def _loggers(logger: str | Logger | Sequence[Logger] | None) -> list[Logger]:
+    if logger is None or isinstance(logger, str):
+        return []
+    return [logger] if isinstance(logger, Logger) else list(logger)
+
+
+def _loss(loss: Any) -> Callable[..., nn.Module] | None:
+    if loss is None or isinstance(loss, str):
+        return None
+    if isinstance(loss, nn.Module):
+        module = as_metric_loss(loss)
+        return lambda **sizes: module
+    weights = {name: float(part[0] if isinstance(part, tuple) else part) for name, part in loss.items()}
+    parts = {
+        name: part[1] if isinstance(part, tuple) else instantiate(load_config([f"loss={name}"]).loss)
+        for name, part in loss.items()
+    }
+    return functools.partial(weighted_sum, parts, weights)
+
+
+def _name_objects(config: DictConfig, loss: Any, adversary: Any) -> None:
+    """What is an object is named by its class in the record, in place of the choice that it replaces."""
+    objects = {"loss": loss, "adversary": adversary}
+    with open_dict(config):
+        for group, part in objects.items():
+            if part is None or isinstance(part, str):
+                continue
+            if isinstance(part, Mapping):
+                config.choices[group] = "+".join(map(str, part))
+                config[group] = {
+                    str(name): str(one[0] if isinstance(one, tuple) else one) for name, one in part.items()
+                }
+                continue
+            config.choices[group] = type(part).__name__
+            config[group] = OmegaConf.create({"class": f"{type(part).__module__}.{type(part).__qualname__}"})
+
+
+def _last_of_each(typed: Sequence[str]) -> list[str]:
+    """A key that is given twice takes the later value."""
+    return list({override.split("=", 1)[0]: override for override in typed}.values())
+
+
+def _quoted(path: str | Path) -> str:
+    """As a command line would need it, where a path may hold `=` or a comma."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@functools.cache
+def _choices(group: str) -> frozenset[str]:
+    return frozenset(file.stem for file in (config_folder() / group).glob("[!_]*.yaml")) - {"collection"}
+
+
+def _pixels(images: Any) -> Iterator[Any]:
+    if hasattr(images, "ndim"):
+        converted = ConvertedImages(images)
+        yield from (converted[row] for row in range(len(images)))
+        return
+    for image in images:
+        yield read_image(Path(image)) if isinstance(image, str | Path) else to_pixels(image)
