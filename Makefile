@@ -5,10 +5,10 @@ INSTALLED := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types format benchmark clean
+.PHONY: help setup train test test-fast lint types imports format benchmark clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo '  Overrides go into ARGS:  make train ARGS="loss=triplet trainer.max_epochs=2"'
 
@@ -27,11 +27,17 @@ train: setup ## Train and evaluate; on the embedded glyphs unless ARGS says othe
 test: setup ## Run the whole test suite.
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-fast: setup ## Run the tests that take seconds.
+	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
 lint: setup ## Check style and formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 types: setup ## Check the type hints.
 	@$(BIN)/mypy
+
+imports: setup ## Check that rooms import only from rooms below them.
+	@$(BIN)/lint-imports
 
 format: setup ## Format the code and mend what the linter can.
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -257,14 +257,19 @@ def _loss(loss: Any) -> Callable[..., nn.Module] | None:
     if loss is None or isinstance(loss, str):
         return None
     if isinstance(loss, nn.Module):
-        module = as_metric_loss(loss)
-        return lambda **sizes: module
+        return _always(loss)
     weights = {name: float(part[0] if isinstance(part, tuple) else part) for name, part in loss.items()}
     parts = {
-        name: part[1] if isinstance(part, tuple) else instantiate(load_config([f"loss={name}"]).loss)
+        name: _always(part[1]) if isinstance(part, tuple) else instantiate(load_config([f"loss={name}"]).loss)
         for name, part in loss.items()
     }
     return functools.partial(weighted_sum, parts, weights)
+
+
+def _always(loss: nn.Module) -> Callable[..., nn.Module]:
+    """What is built already needs no sizes."""
+    module = as_metric_loss(loss)
+    return lambda **sizes: module
 
 
 def _name_objects(config: DictConfig, loss: Any, adversary: Any) -> None:

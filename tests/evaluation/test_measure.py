@@ -42,8 +42,10 @@ class NumberedImages:
 
     @property
     def split(self) -> SimpleNamespace:
-        parts = {name: getattr(self, name) for name in ("query", "gallery", "seen", "validation")}
-        return SimpleNamespace(**parts, query_is_gallery=np.array_equal(self.query, self.gallery))
+        parts = {name: getattr(self, name) for name in ("query", "gallery", "validation")}
+        return SimpleNamespace(
+            **parts, held_out=self.seen, query_is_gallery=np.array_equal(self.query, self.gallery)
+        )
 
     def loader(self, rows: np.ndarray) -> Iterator[Batch]:
         self.loaded += len(rows)

@@ -82,7 +82,7 @@ LATE = {
     "swin_tiny_patch4_window7_224": ["layers.2.blocks.5", "layers.3.blocks.0", "layers.3.blocks.1"],
     "inception_v3": ["Mixed_6e", "Mixed_7a", "Mixed_7b"],
     "vit_small_patch16_224": ["blocks.8", "blocks.9", "blocks.10"],  # one stride: before the final block
-    "vgg11": ["features.11", "features.16", "features.21"],  # no blocks: timm's stages
+    "vgg11": ["features.14", "features.19", "features.20"],  # no blocks: timm's stages
 }
 
 

@@ -25,7 +25,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import unseen
 from unseen.config.groups import overview, read_groups
 from unseen.config.values import UsageError, check_value
 
@@ -51,7 +50,7 @@ class JobFailed(CompactHydraException):
 
 def config_folder() -> Path:
     """The folder of YAML groups: inside an installed package, or at the root of a checkout."""
-    package = Path(unseen.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     folder = next((path for path in (package / "conf", package.parents[1] / "conf") if path.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """Something the user typed cannot work; the message names the key, the value and the choices."""
 
 

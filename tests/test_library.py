@@ -1,0 +1,152 @@
+"""The library's face: the same parts and defaults as the command line; names and objects alike."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback
+from pytorch_metric_learning.losses import ContrastiveLoss
+from torch import nn
+
+import unseen
+from unseen.config.command_line import load_config
+from unseen.config.values import UsageError
+
+SMALL = [
+    "sampler=class_balanced",
+    "sampler.classes_per_batch=4",
+    "sampler.images_per_class=4",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """64 images of 8 colours, and their labels."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(8), 8)
+    colours = generator.integers(0, 255, (8, 1, 1, 3))[labels]
+    noisy = colours + generator.normal(0, 25, (64, 40, 40, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8), labels
+
+
+def small_model():
+    return unseen.embedder("resnet10t", weights="none", size=8, image_size=32)
+
+
+def fitted(images, folder, **arguments):
+    pixels, labels = images
+    data = unseen.dataset(pixels, labels=labels, unseen_classes=[4, 5, 6, 7])
+    overrides = [*SMALL, "pictures=false", *arguments.pop("overrides", [])]
+    return unseen.fit(small_model(), data, epochs=1, folder=folder, overrides=overrides, **arguments)
+
+
+@pytest.mark.slow
+def test_arrays_become_a_run_with_record_pictures_and_embeddings(images, tmp_path):
+    class Witness(Callback):
+        batches = 0
+
+        def on_train_batch_end(self, *arguments):
+            self.batches += 1
+
+    witness = Witness()
+    run = fitted(images, tmp_path, callbacks=[witness], overrides=["pictures=true"])
+    assert witness.batches > 0
+    assert run.record.status == "success"
+    assert (run.folder / "record.json").is_file()
+    assert {"neighbours", "attention", "curves"} <= set(run.pictures)
+    assert all(path.is_file() for path in run.pictures.values())
+    assert {"unseen", "untrained", "gap"} <= set(run.metrics)
+    pixels, labels = images
+    embeddings = run.embed(pixels[32:])
+    assert embeddings.shape == (32, 8)
+    again = unseen.evaluate(embeddings, labels[32:]).metrics
+    assert again["map_at_r"] == pytest.approx(run.metrics["unseen"]["map_at_r"])
+    torch.testing.assert_close(run.embed(list(pixels[32:34])), embeddings[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        run.embed(pixels[32:34].transpose(0, 3, 1, 2)), embeddings[:2], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        ("norm_softmax", "norm_softmax"),
+        (ContrastiveLoss(), "ContrastiveLoss"),
+        ({"contrastive": 1.0, "norm_softmax": 0.5}, "contrastive+norm_softmax"),
+        ({"mine": (0.5, ContrastiveLoss())}, "mine"),
+    ],
+    ids=["name", "module", "names", "weighted module"],
+)
+def test_a_loss_is_a_name_an_object_or_several_of_them(images, tmp_path, loss, named):
+    run = fitted(images, tmp_path, loss=loss, adversary="none")
+    assert run.record.choices["loss"] == named
+    assert run.record.choices["adversary"] == "none"
+    assert run.model.layer_norm == (loss == "norm_softmax")
+
+
+@pytest.mark.slow
+def test_a_fusion_of_ones_own_is_taken_as_an_object(images, tmp_path):
+    class Sum(nn.Module):
+        def __init__(self, tap_channels, final_channels):
+            super().__init__()
+            self.out_features = final_channels
+
+        def forward(self, maps):
+            from unseen.nn.fusion import Fused
+
+            return Fused(maps.final.sum((2, 3)), [])
+
+    model = unseen.embedder("resnet10t", weights="none", size=8, image_size=32, fusion=Sum)
+    pixels, labels = images
+    data = unseen.dataset(pixels, labels=labels)
+    overrides = [*SMALL, "pictures=false"]
+    run = unseen.fit(model, data, epochs=1, folder=tmp_path, overrides=overrides, adversary="none")
+    assert isinstance(run.model.fusion, Sum)
+
+
+def test_defaults_are_those_of_the_command_line():
+    config = load_config(["data=folder", "data.root=.", "backbone.weights=none", "data.image_size=64"])
+    model = unseen.embedder(weights="none", image_size=64)
+    assert model.projection.out_features == config.embedding.size
+    assert model.normalize == config.embedding.normalize
+    assert type(model.fusion).__name__ == "AttentionFusion"
+    assert model.backbone.final_channels == 2048
+
+
+def test_names_are_refused_as_on_the_command_line(images):
+    with pytest.raises(UsageError, match=r"fusion=atention.*did you mean 'attention'"):
+        unseen.embedder("resnet10t", weights="none", fusion="atention")
+    with pytest.raises(ValueError, match="resnet1"):
+        unseen.embedder("resnet1x", weights="none")
+    pixels, labels = images
+    with pytest.raises(ValueError, match="label"):
+        unseen.dataset(pixels, labels=labels[:-1])
+
+
+def test_composing_leaves_nothing_behind():
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    before = HydraConfig.instance().cfg
+    config = load_config(["loss=triplet"])
+    assert HydraConfig.instance().cfg is before
+    assert not GlobalHydra.instance().is_initialized()
+    assert config.choices.loss == "triplet"
+    assert list(config.overrides) == ["loss=triplet"]
+
+
+def test_import_unseen_loads_nothing_and_names_all():
+    code = (
+        "import sys, unseen; assert not {'torch', 'hydra', 'lightning', 'numpy'} & set(sys.modules); "
+        "print(unseen.__version__, *dir(unseen))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"dataset", "embedder", "fit", "evaluate", "Embedder"} <= set(printed.split())
+    for name in unseen.__all__:
+        assert getattr(unseen, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = unseen.nothing
