@@ -2,10 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_DOCS := .venv/.installed-docs
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint types imports format benchmark clean
+.PHONY: help setup train test test-fast lint types imports format docs benchmark clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,9 +43,17 @@ imports: setup ## Check that rooms import only from rooms below them.
 format: setup ## Format the code and mend what the linter can.
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+$(WITH_DOCS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(WITH_DOCS) ## Build the site into site/, warnings as errors.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'Built: site/index.html'
+
 benchmark: setup ## Print the speed tables against peers (minutes; wants an idle machine).
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmark]'
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove the environment and tool caches; runs and data stay.
-	@rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	@rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist site
