@@ -46,7 +46,7 @@ def test_a_run_leaves_record_table_checkpoint_and_pictures(finished):
     assert record["metrics"]["gap"]["map_at_r"] == pytest.approx(gap)
     assert record["choices"]["ablation"] == "full"
     assert record["config"]["data"]["root"] is not None
-    assert record["seconds"].keys() == {"train", "measure"}
+    assert record["seconds"].keys() == {"measure_untrained", "train", "train_total", "measure", "probe"}
     assert record["images_per_second"] > 0
     assert "Recall@1" in result.stdout
     assert (folder / "checkpoints" / "last.ckpt").is_file()

@@ -8,7 +8,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +22,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from unseen.config.groups import overview, read_groups
 from unseen.config.values import UsageError, check_value
@@ -398,9 +398,22 @@ def _without_hydra(config: DictConfig) -> DictConfig:
         del resolved.hydra
     holder.set_config(config)
     try:
-        OmegaConf.resolve(resolved)
+        with open_dict(resolved):
+            for key in resolved:
+                _resolve(resolved, str(key))
     except OmegaConfBaseException as error:
         raise UsageError(str(error).splitlines()[0]) from error
     finally:
         holder.cfg = before
     return resolved
+
+
+def _resolve(config: DictConfig, key: str) -> None:
+    """One key; a part that a command has no use for may refer to what the command does not have."""
+    if OmegaConf.is_missing(config, key):
+        return
+    with suppress(InterpolationKeyError):
+        value = config[key]
+        if isinstance(value, DictConfig | ListConfig):
+            OmegaConf.resolve(value)
+        config[key] = value
