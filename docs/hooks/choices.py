@@ -23,11 +23,13 @@ def choices() -> str:
 
 def _section(group: Group) -> str:
     rows = [f"| {_name(group, choice)} | {_text(text)} |" for choice, text in group.choices.items()]
-    return "\n".join([f"## {group.name}", "", f"{_text(group.decides)}", "", "| | |", "|---|---|", *rows])
+    return "\n".join(
+        [f"## {group.name}", "", f"{_text(group.decides)}", "", "| choice | |", "|---|---|", *rows]
+    )
 
 
 def _name(group: Group, choice: str) -> str:
-    code = f"`{group.name}={choice}`"
+    code = f"`{choice}`"
     return f"**{code}**" if choice == group.default else code
 
 
