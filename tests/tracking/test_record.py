@@ -151,6 +151,17 @@ def test_an_older_record_lacks_minor_fields_and_is_read(tmp_path):
     assert math.isnan(loaded.images_per_second)
 
 
+@pytest.mark.parametrize("name", ["environment", "peak_memory", "finished", "metrics"])
+def test_what_only_the_writer_knows_is_not_made_up_by_the_reader(tmp_path, name):
+    path = tmp_path / "record.json"
+    example().save(path)
+    content = json.loads(path.read_text())
+    del content[name]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=name):
+        RunRecord.load(path)
+
+
 CONFIG = {
     "seed": 0, "run_folder": "runs/a", "logger": {"csv": {"save_dir": "x"}}, "loss": {"margin": 0.2},
     "backbone": {"model": "resnet18", "weights": "/here/w.pth"},

@@ -16,6 +16,7 @@ from unseen.data.batch import Batch
 from unseen.evaluation.embed import embed
 from unseen.evaluation.measure import measure
 from unseen.losses import WeightedSum
+from unseen.tracking.record import RunRecord
 from unseen.workflow.run import execute
 
 
@@ -168,6 +169,51 @@ def test_the_validation_metrics_are_those_of_the_measured_weights(tiny_run, tmp_
     record = execute(run)
     chosen = embed(run.learner.embedder, run.data.loader(rows))
     assert record.metrics["validation"] == dict(run.evaluate(chosen.embeddings, chosen.labels).metrics)
+
+
+def test_a_run_that_fails_leaves_a_record_with_its_error(tiny_run, tmp_path, monkeypatch):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+    (tmp_path / "record.json").write_text("of an earlier run")
+
+    def fail(*arguments):
+        raise RuntimeError("the loss broke")
+
+    monkeypatch.setattr(run.learner, "training_step", fail)
+    with pytest.raises(RuntimeError, match="the loss broke"):
+        execute(run)
+    record = RunRecord.load(tmp_path / "record.json")
+    assert (record.status, record.error, record.metrics) == ("failed", "RuntimeError: the loss broke", {})
+    assert record.job_key == run.job_key
+
+
+def test_a_run_that_fails_after_it_was_measured_keeps_its_results(tiny_run, tmp_path, monkeypatch):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+
+    def fail(*arguments, **more):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("unseen.workflow.run.measure_probe", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        execute(run)
+    record = RunRecord.load(tmp_path / "record.json")
+    assert (record.status, record.error) == ("failed", "RuntimeError: no more")
+    assert record.metrics["unseen"]["recall_at_1"] >= 0
+    assert (tmp_path / "queries.npz").is_file()
+
+
+def test_a_failure_is_not_hidden_by_a_record_that_cannot_be_written(tiny_run, tmp_path, monkeypatch):
+    run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
+
+    def fail(*arguments):
+        raise RuntimeError("the loss broke")
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run.learner, "training_step", fail)
+    monkeypatch.setattr(RunRecord, "save", full)
+    with pytest.raises(RuntimeError, match="the loss broke"):
+        execute(run)
 
 
 def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):

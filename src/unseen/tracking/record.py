@@ -179,6 +179,8 @@ def _from_json(content: dict[str, Any]) -> RunRecord:
         for entry in fields(RunRecord)
         if entry.default is MISSING and entry.default_factory is MISSING
     }
+    # Their defaults are of this process, which is not the one that wrote the record.
+    required |= {"peak_memory", "environment", "finished"}
     missing = sorted(required - content.keys())
     if missing:
         raise KeyError(missing[0])
@@ -194,9 +196,7 @@ def _from_json(content: dict[str, Any]) -> RunRecord:
     }
     known["images_per_second"] = _number(known.get("images_per_second"))
     for name, kind in (("peak_memory", PeakMemory), ("environment", Environment)):
-        if name in known:
-            wanted = [entry.name for entry in fields(kind)]
-            known[name] = kind(**{key: known[name].get(key) for key in wanted})
+        known[name] = kind(**{entry.name: known[name].get(entry.name) for entry in fields(kind)})
     return RunRecord(**known)
 
 

@@ -75,6 +75,7 @@ class Run:
         draws_pictures: whether pictures are drawn at the end.
         seconds: stage → duration, filled while the run goes on.
         pictures: name → file, filled at the end.
+        record: once the run is measured.
     """
 
     config: dict[str, Any]
@@ -93,6 +94,7 @@ class Run:
     draws_pictures: bool
     seconds: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
+    record: RunRecord | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -224,18 +226,19 @@ def _bare_record(run: Run) -> RunRecord:
 
 
 def _record_failure(run: Run, error: BaseException, status: str) -> None:
-    """A record that is there already (the run failed after it) keeps its results."""
+    """What was measured before the failure is kept; what fails here must not hide why the run failed."""
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return
-    path = run.folder / "record.json"
-    known = _bare_record(run)
-    if path.is_file() and path.stat().st_mtime >= run.folder.joinpath("manifest.csv").stat().st_mtime:
-        known = RunRecord.load(path)
     message = f"{type(error).__name__}: {error}"
-    dataclasses.replace(known, status=status, error=message).save(path)
+    record = dataclasses.replace(run.record or _bare_record(run), status=status, error=message)
+    try:
+        record.save(run.folder / "record.json")
+    except OSError as problem:
+        log.warning("The record of the failure cannot be written: %s", problem)
 
 
 def _save(run: Run, record: RunRecord, measured: Measurement) -> None:
+    run.record = record
     record.save(run.folder / "record.json")
     columns = {"ids": measured.queries.ids, "labels": measured.queries.labels, **measured.unseen.per_query}
     save_queries(run.folder / "queries.npz", {name: column.numpy() for name, column in columns.items()})
@@ -255,6 +258,7 @@ def _probed(run: Run, record: RunRecord) -> RunRecord:
         for split, values in record.metrics.items()
     }
     record = dataclasses.replace(record, metrics=metrics, seconds={**record.seconds, **run.seconds})
+    run.record = record
     record.save(run.folder / "record.json")
     return record
 
