@@ -7,9 +7,10 @@ of the configuration.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 
 from unseen.config.build import Given, build, build_embedder
 from unseen.config.command_line import building, config_folder, load_config
+from unseen.config.groups import choices
+from unseen.data.batch import Batch
 from unseen.data.collection import ImageCollection, collect
 from unseen.data.images import read_image
 from unseen.data.pixels import ConvertedImages, to_pixels
 from unseen.data.transforms import Transforms
-from unseen.evaluation.embed import evaluating
+from unseen.evaluation.embed import embed
 from unseen.losses import as_metric_loss
 from unseen.losses.weighted_sum import weighted_sum
 from unseen.nn.backbone import Backbone
@@ -72,7 +75,6 @@ class Fitted:
         """Split (`unseen`, `untrained`, `seen`, `gap` …) → metric → value."""
         return self.record.metrics
 
-    @torch.inference_mode()
     def embed(self, images: Any, batch_size: int = 64) -> Tensor:
         """Embed images as the run's evaluation did.
 
@@ -87,19 +89,11 @@ class Fitted:
         Raises:
             ValueError: there is no image, or one cannot be read.
         """
-        device = next(self.model.parameters()).device
-        columns, batch = [], []
-        with evaluating(self.model):
-            for pixels in _pixels(images):
-                batch.append(self.transforms.evaluation(torch.from_numpy(pixels).permute(2, 0, 1)))
-                if len(batch) == batch_size:
-                    columns.append(self.model(torch.stack(batch).to(device)).embedding.float().cpu())
-                    batch = []
-            if batch:
-                columns.append(self.model(torch.stack(batch).to(device)).embedding.float().cpu())
-        if not columns:
-            raise ValueError("There are no images to embed.")
-        return torch.cat(columns)
+        prepared = (
+            self.transforms.evaluation(torch.from_numpy(pixels).permute(2, 0, 1))
+            for pixels in _pixels(images)
+        )
+        return embed(self.model, _batches(prepared, batch_size)).embeddings.cpu()
 
 
 def dataset(
@@ -148,27 +142,22 @@ def embedder(
         ValueError: a part refuses what it was given.
         unseen.config.values.UsageError: an override names what does not exist.
     """
-    typed = ["data=collection", "ablation=custom"]
-    if isinstance(backbone, str):
-        key = "backbone" if backbone in _choices("backbone") else "backbone.model"
-        typed.append(f"{key}={backbone}")
-    if weights is not None:
-        typed.append(f"backbone.weights={_quoted(weights)}")
-    if isinstance(fusion, str):
-        typed.append(f"fusion={fusion}")
-    if size is not None:
-        typed.append(f"embedding.size={size}")
-    if image_size is not None:
-        typed.append(f"data.image_size={image_size}")
-    typed += overrides
+    known = backbone in _choices("backbone")
+    chosen = {
+        "backbone" if known else "backbone.model": _name(backbone),
+        "backbone.weights": None if weights is None else _quoted(weights),
+        "fusion": _name(fusion),
+        "embedding.size": size,
+        "data.image_size": image_size,
+    }
+    typed = ["data=collection", "ablation=custom", *_typed(chosen), *overrides]
     config = load_config(typed)
     with building():
-        if isinstance(backbone, str) and not callable(fusion):
-            made = build_embedder(config)
-        else:
-            network = backbone if isinstance(backbone, Backbone) else instantiate(config.backbone)
-            fuse = fusion if callable(fusion) else instantiate(config.fusion)
-            made = Embedder(network, fuse, **config.embedding)
+        made = build_embedder(
+            config,
+            backbone=None if isinstance(backbone, str) else backbone,
+            fusion=None if isinstance(fusion, str) else fusion,
+        )
     made.overrides = tuple(override for override in typed if not override.startswith("data="))
     return made
 
@@ -210,20 +199,15 @@ def fit(
         unseen.config.values.UsageError: a name or an override does not exist.
     """
     typed = ["ablation=custom", *data.overrides, *(model.overrides or ())]
-    typed += [f"data.image_size={model.backbone.image_size}"]
-    if isinstance(loss, Mapping):
-        typed.append("loss=combined")
-    elif isinstance(loss, str):
-        typed.append(f"loss={loss}")
-    if isinstance(adversary, str):
-        typed.append(f"adversary={adversary}")
-    if epochs is not None:
-        typed.append(f"trainer.max_epochs={epochs}")
-    if seed is not None:
-        typed.append(f"seed={seed}")
-    if isinstance(logger, str):
-        typed.append(f"logger={logger}")
-    typed += overrides
+    chosen = {
+        "data.image_size": model.backbone.image_size,
+        "loss": "combined" if isinstance(loss, Mapping) else _name(loss),
+        "adversary": _name(adversary),
+        "trainer.max_epochs": epochs,
+        "seed": seed,
+        "logger": _name(logger),
+    }
+    typed += [*_typed(chosen), *overrides]
     place = Path(folder or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}").resolve()
     config = load_config(_last_of_each(typed), run_folder=str(place))
     if model.overrides is not None:
@@ -289,6 +273,16 @@ def _name_objects(config: DictConfig, loss: Any, adversary: Any) -> None:
             config[group] = OmegaConf.create({"class": f"{type(part).__module__}.{type(part).__qualname__}"})
 
 
+def _name(part: Any) -> str | None:
+    """A part that is named; none for an object, or for the default."""
+    return part if isinstance(part, str) else None
+
+
+def _typed(chosen: Mapping[str, Any]) -> list[str]:
+    """As a command line would have it; what is none is left to its default."""
+    return [f"{key}={value}" for key, value in chosen.items() if value is not None]
+
+
 def _last_of_each(typed: Sequence[str]) -> list[str]:
     """A key that is given twice takes the later value."""
     return list({override.split("=", 1)[0]: override for override in typed}.values())
@@ -302,7 +296,15 @@ def _quoted(path: str | Path) -> str:
 
 @functools.cache
 def _choices(group: str) -> frozenset[str]:
-    return frozenset(file.stem for file in (config_folder() / group).glob("[!_]*.yaml")) - {"collection"}
+    return frozenset(choices([config_folder()], group)) - {"collection"}
+
+
+def _batches(images: Iterable[Tensor], size: int) -> Iterator[Batch]:
+    """Images `(3, H, W)` of no known class, as evaluation takes them."""
+    remaining = iter(images)
+    while some := list(islice(remaining, size)):
+        unknown = torch.full((len(some),), -1)
+        yield Batch(torch.stack(some), unknown, unknown)
 
 
 def _pixels(images: Any) -> Iterator[Any]:

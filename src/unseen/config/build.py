@@ -20,6 +20,7 @@ from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
+from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
 from unseen.tracking.record import essential, file_hash, job_key
@@ -109,9 +110,13 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     )
 
 
-def build_embedder(config: DictConfig) -> Embedder:
-    """The network alone."""
-    return Embedder(instantiate(config.backbone), instantiate(config.fusion), **config.embedding)
+def build_embedder(
+    config: DictConfig, backbone: Backbone | None = None, fusion: Callable[..., nn.Module] | None = None
+) -> Embedder:
+    """The network alone; a backbone or fusion that is given takes the place of the config's."""
+    return Embedder(
+        backbone or instantiate(config.backbone), fusion or instantiate(config.fusion), **config.embedding
+    )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read_groups(folders: Sequence[Path], config_name: str) -> list[Group]:
     names = [str(name) for name in described if name in defaults]
     names += sorted(own - set(names) - {"hydra"})
     return [
-        Group(name, str(described.get(name, "")), defaults.get(name), _choices(folders, name))
+        Group(name, str(described.get(name, "")), defaults.get(name), choices(folders, name))
         for name in names
     ]
 
@@ -59,8 +59,8 @@ def _defaults(config: Path) -> dict[str, str | None]:
     return {str(group): choice for group, choice in pairs if not str(group).startswith("override ")}
 
 
-def _choices(folders: Sequence[Path], group: str) -> dict[str, str]:
-    """Names that begin with an underscore are for other choices to include."""
+def choices(folders: Sequence[Path], group: str) -> dict[str, str]:
+    """Choice → its description; names that begin with an underscore are for other choices to include."""
     files = {path.stem: path for folder in folders for path in (folder / group).glob("[!_]*.yaml")}
     return {choice: _opening_comment(files[choice]) for choice in sorted(files)}
 
