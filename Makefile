@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_TOOLS := .venv/.installed-tools
 WITH_DOCS := .venv/.installed-docs
 ARGS ?=
 
@@ -13,16 +14,21 @@ help: ## List the targets.
 	@echo
 	@echo '  Overrides go into ARGS:  make train ARGS="loss=triplet trainer.max_epochs=2"'
 
-setup: $(INSTALLED) ## Make .venv and install the package with its development tools.
+setup: $(WITH_TOOLS) ## Make .venv and install the package with its development tools.
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unseen needs Python 3.11 or newer, found " + sys.version.split()[0] + ". Name one: make PYTHON=/path/to/python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv (once, a few minutes) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(WITH_TOOLS): $(INSTALLED)
+	@echo 'Installing development tools into .venv (once, a few minutes) ...'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-train: setup ## Train and evaluate; on the embedded glyphs unless ARGS says otherwise.
+train: $(INSTALLED) ## Train and evaluate; on the embedded glyphs unless ARGS says otherwise.
 	@$(BIN)/python -m unseen.apps.train $(ARGS)
 
 test: setup ## Run the whole test suite.
@@ -43,7 +49,7 @@ imports: setup ## Check that rooms import only from rooms below them.
 format: setup ## Format the code and mend what the linter can.
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-$(WITH_DOCS): $(INSTALLED)
+$(WITH_DOCS): $(WITH_TOOLS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
