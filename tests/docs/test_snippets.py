@@ -162,6 +162,7 @@ def test_python_runs(page, folder):
         exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", _pages_with(commands), ids=_name)
 def test_command_lines_compose(page, folder):
     shown = blocks(page)
@@ -175,6 +176,7 @@ def test_command_lines_compose(page, folder):
             check_command(command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_keys_in_the_text_exist(page):
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
