@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,13 +52,18 @@ class Run:
         """Of a group (the choice) or a dotted key of the config, as text; `none` where there is neither."""
         return as_text(self.record.choices[key] if key in self.record.choices else self._keys.get(key))
 
+    def metric(self, split: str, metric: str) -> float:
+        """Of the record; NaN where it has none."""
+        return self.record.metrics.get(split, {}).get(metric, math.nan)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Dotted key → value of all that changes what is trained or how it is measured, but for the seed."""
         measured = {
             key: value for key, value in self._keys.items() if key.startswith(("metrics.", "evaluation."))
         }
-        found = essential(self.record.config) | measured | {"weights (SHA-256)": self.record.weights}
+        weights = self.record.weights and self.record.weights[:8]
+        found = essential(self.record.config) | measured | {"initial weights": weights}
         found.pop("seed", None)
         return found
 
