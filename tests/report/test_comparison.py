@@ -337,7 +337,7 @@ def test_costs(record, runs_of):
         ({"compare": "loss"}, ["compare=loss", "'triplet'", "ablation (baseline, full)"]),
         ({"compare": "seed"}, ["averaged"]),
         ({"reference": "gdfl"}, ["reference=gdfl", "baseline, full"]),
-        ({"metrics": ["map"]}, ["metrics=map", "map_at_r, recall_at_1"]),
+        ({"metrics": ["map"]}, ["'map'", "map_at_r, recall_at_1"]),
         ({"metrics": []}, ["one or more"]),
         ({"metrics": ["map_at_r", "map_at_r"]}, ["each once"]),
         ({"split": "test"}, ["split=test", "gap, unseen, untrained"]),

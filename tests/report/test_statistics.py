@@ -53,12 +53,13 @@ def test_the_t_interval_covers_what_it_says(seeds, level):
     assert found == pytest.approx(level, abs=three_errors(level))
 
 
-@pytest.mark.parametrize(("seeds", "expected"), [(2, 0.51), (3, 0.71), (5, 0.83), (10, 0.90)])
+@pytest.mark.parametrize(("seeds", "expected"), [(2, 0.50), (3, 0.75), (5, 0.83), (10, 0.90)])
 def test_a_percentile_bootstrap_over_seeds_does_not(seeds, expected):
-    """Why it is not used: of few values it is far too narrow."""
+    """Why it is not used. Of two or three values it is their range, which holds the median of any continuous
+    distribution with probability 1 − 2 · 2⁻ⁿ."""
     generator = np.random.default_rng(seeds)
     samples = generator.normal(0, 3, (2_000, seeds))
-    found = coverage(partial(percentile_bootstrap, generator=generator, resamples=500), samples)
+    found = coverage(partial(percentile_bootstrap, generator=generator, resamples=1_000), samples)
     assert found == pytest.approx(expected, abs=three_errors(expected, 2_000))
     assert found < 0.95 - three_errors(0.95, 2_000)
 

@@ -39,10 +39,8 @@ def main(config: DictConfig) -> None:
     console.print(terminal(comparison))
     for unreadable in runs.unreadable:
         console.print(f"Left out: {unreadable.reason}", markup=False, style="red", soft_wrap=True)
-    console.print(
-        f"{len(runs.finished)} finished runs. Written to {output}: {', '.join(path.name for path in written)}",
-        soft_wrap=True,
-    )
+    names = ", ".join(path.name for path in written)
+    console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -82,11 +82,13 @@ def check_metrics(runs: Sequence[Run], split: str, metrics: Sequence[str]) -> No
     if split not in splits:
         raise ValueError(f"split={split}: no run was measured on it. There are: {', '.join(splits)}.")
     if not metrics or len(set(metrics)) < len(metrics):
-        raise ValueError(f"metrics={list(metrics)}: wanted one or more, each once.")
+        raise ValueError(f"Metrics to compare by: wanted one or more, each once, got {list(metrics)}.")
     known = sorted({name for run in runs for name in run.record.metrics.get(split, {})})
     for metric in metrics:
         if metric not in known:
-            raise ValueError(f"metrics={metric}: no run has it on '{split}'. There are: {', '.join(known)}.")
+            raise ValueError(
+                f"No finished run has the metric '{metric}' on '{split}'. There are: {', '.join(known)}."
+            )
 
 
 def _differences_in_words(runs: Sequence[Run]) -> str:
