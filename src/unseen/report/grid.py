@@ -189,7 +189,7 @@ def missing_runs(
         for cell in grid.cells
         for unequal in unequal_splits(grid)
         for method in (unequal.method, unequal.reference)
-        if cell.factors == unequal.factors
+        if cell.factors == unequal.factors and method not in grid.places[cell.name]
     }
     seeds: dict[str, set[int]] = defaultdict(set)
     for cell in grid.cells:
