@@ -185,7 +185,8 @@ def test_keys_in_the_text_exist(page):
 def refusal(override: str) -> str | None:
     """Why no command has it; none if one does, among suitable companions."""
     reasons = []
-    for command, companions in [*(("train", companions) for companions in COMPANIONS), ("report", [])]:
+    first, *others_of_train = [("train", companions) for companions in COMPANIONS]
+    for command, companions in [first, ("report", []), *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
             check_overrides(command, [*others, override])
