@@ -38,12 +38,15 @@ def sweep(record, tmp_path):
 
 def test_one_command_prints_and_writes_the_comparison(sweep, tmp_path, record):
     record("full", 7, schema=1).save(sweep / "old" / "record.json")
+    (sweep / "to do").mkdir()
+    (sweep / "to do" / "job.yaml").touch()
     status, output = report(cwd=tmp_path)
     assert status == 0, output
     assert "MAP@R, unseen classes, %: cub · triplet" in output
     assert "better" in output
     assert "Left out: " in output
     assert "schema 1" in output
+    assert "1 jobs have no record yet" in output
     assert "6 finished runs. Written to runs/report" in output
     written = set(os.listdir(tmp_path / "runs" / "report"))
     assert {"comparison.csv", "overall.csv", "runs.csv", "comparison.md", "comparison.tex"} <= written

@@ -1,8 +1,6 @@
 """Records are found, told apart and never fatal."""
 
 import json
-import shutil
-import time
 
 import pytest
 
@@ -68,6 +66,16 @@ def test_failed_and_interrupted_runs_are_kept_apart(record, tmp_path):
     assert [run.name for run in runs.unfinished] == ["failed", "interrupted"]
 
 
+def test_jobs_without_a_record_wait(record, tmp_path):
+    for name in ("to do", "done"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.yaml").write_text("seed: 0\n")
+    saved(record(), tmp_path / "done")
+    runs = load_runs([tmp_path, tmp_path / "to do"])
+    assert [path.name for path in runs.waiting] == ["to do"]
+    assert [run.name for run in runs.finished] == ["done"]
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="nowhere' is not a folder"):
         load_runs(tmp_path / "nowhere")
@@ -106,18 +114,3 @@ def test_keys_that_tell_runs_apart(record, runs_of):
         "fusion": ["attention", "last"],
         "trainer.max_epochs": ["20", "4"],
     }
-
-
-@pytest.mark.slow
-def test_two_thousand_records_are_read_and_none_is_lost(record, tmp_path):
-    classes = {f"class {number}": number / 100 for number in range(100)}
-    content = record(per_class=dict.fromkeys(("map_at_r", "recall_at_1", "r_precision"), classes))
-    first = saved(content, tmp_path / "0000")
-    for number in range(1, 2_000):
-        (tmp_path / f"{number:04}").mkdir()
-        shutil.copy(first / RECORD, tmp_path / f"{number:04}" / RECORD)
-    start = time.process_time()
-    runs = load_runs(tmp_path)
-    took = time.process_time() - start
-    assert [run.name for run in runs.finished] == [f"{number:04}" for number in range(2_000)]
-    print(f"{took:.2f} s")

@@ -39,6 +39,8 @@ def main(config: DictConfig) -> None:
     console.print(terminal(comparison))
     for unreadable in runs.unreadable:
         console.print(f"Left out: {unreadable.reason}", markup=False, style="red", soft_wrap=True)
+    if runs.waiting:
+        console.print(f"{len(runs.waiting)} jobs have no record yet; this compares a part.", style="yellow")
     names = ", ".join(path.name for path in written)
     console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from unseen.tracking.record import RunRecord, essential, flattened
 
 RECORD = "record.json"
+FROZEN = "job.yaml"
+"""The config of a sweep's job; without a record beside it the job has not ended."""
 NOTHING = "none"
 """Value of a group that was chosen to be empty, and of a key that a run does not have."""
 
@@ -93,11 +95,13 @@ class Runs:
         finished: with results.
         unfinished: failed or interrupted; their records say why.
         unreadable: broken, or of another schema.
+        waiting: folders of a sweep's jobs that have no record yet: to do, running, or killed.
     """
 
     finished: tuple[Run, ...]
     unfinished: tuple[Run, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
+    waiting: tuple[Path, ...] = ()
 
 
 def load_runs(folders: Path | str | Iterable[Path | str]) -> Runs:
@@ -109,18 +113,18 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> Runs:
     Raises:
         ValueError: one of the folders does not exist.
     """
-    given = [folders] if isinstance(folders, Path | str) else list(folders)
+    given = [folders] if isinstance(folders, Path | str) else folders
     found: list[Run] = []
     unreadable: list[Unreadable] = []
-    paths = {path.resolve(): path for path in _records([Path(folder) for folder in given])}
-    for path in sorted(paths.values()):
+    ended, waiting = _run_folders([Path(folder) for folder in given])
+    for folder in ended:
         try:
-            found.append(Run(path.parent, RunRecord.load(path)))
+            found.append(Run(folder, RunRecord.load(folder / RECORD)))
         except (ValueError, OSError) as error:
-            unreadable.append(Unreadable(path, str(error)))
+            unreadable.append(Unreadable(folder / RECORD, str(error)))
     finished = tuple(run for run in found if run.record.status == "success")
     unfinished = tuple(run for run in found if run.record.status != "success")
-    return Runs(finished, unfinished, tuple(unreadable))
+    return Runs(finished, unfinished, tuple(unreadable), tuple(waiting))
 
 
 def as_text(value: Any) -> str:
@@ -144,10 +148,17 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
     return differing
 
 
-def _records(folders: Iterable[Path]) -> Iterator[Path]:
+def _run_folders(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Folders with a record, and those with a job that has none; each once, in the order of their paths."""
+    ended: dict[Path, Path] = {}
+    waiting: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"'{folder}' is not a folder. Wanted a folder of runs, such as runs/.")
-        for path, _, files in os.walk(folder):
+        for name, _, files in os.walk(folder):
+            path = Path(name)
             if RECORD in files:
-                yield Path(path, RECORD)
+                ended[path.resolve()] = path
+            elif FROZEN in files:
+                waiting[path.resolve()] = path
+    return sorted(ended.values()), sorted(waiting.values())

@@ -72,7 +72,7 @@ def terminal(comparison: Comparison) -> RenderableType:
     """For rich, at 80 columns or more."""
     parts: list[RenderableType] = []
     for sheet in sheets(comparison):
-        parts += [_rich(sheet), ""]
+        parts += [Text(sheet.title, style="bold"), _rich(sheet), ""]
     return Group(*parts, *(Text(note, style="dim") for note in notes(comparison)))
 
 
@@ -284,9 +284,6 @@ def _difference_texts(difference: Difference | None) -> tuple[str, str]:
 
 def _rich(sheet: Sheet) -> Table:
     table = Table(
-        title=escape(sheet.title),
-        title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
