@@ -1,8 +1,8 @@
 """Deep metric learning that generalises to classes which training never saw.
 
 `unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen.load_runs`
-and `unseen.compare` say what several runs show. `unseen train` and `unseen report` are the same from a command
-line. Everything is imported when it is asked for.
+and `unseen.compare` say what several runs show. `unseen train` and `unseen report` are the same from a
+command line. Everything is imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_one_command_prints_and_writes_the_comparison(sweep, tmp_path, record):
     assert "better" in output
     assert "Left out: " in output
     assert "schema 1" in output
-    assert "1 jobs have no record yet" in output
+    assert "Jobs without a record yet: 1." in output
     assert "6 finished runs. Written to runs/report" in output
     written = set(os.listdir(tmp_path / "runs" / "report"))
     assert {"comparison.csv", "overall.csv", "runs.csv", "comparison.md", "comparison.tex"} <= written

@@ -40,7 +40,9 @@ def main(config: DictConfig) -> None:
     for unreadable in runs.unreadable:
         console.print(f"Left out: {unreadable.reason}", markup=False, style="red", soft_wrap=True)
     if runs.waiting:
-        console.print(f"{len(runs.waiting)} jobs have no record yet; this compares a part.", style="yellow")
+        console.print(
+            f"Jobs without a record yet: {len(runs.waiting)}. This compares a part.", style="yellow"
+        )
     names = ", ".join(path.name for path in written)
     console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
 
