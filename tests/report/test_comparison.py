@@ -360,3 +360,24 @@ def test_nothing_finished(record, runs_of):
         compare(runs_of())
     with pytest.raises(ValueError, match=r"1 left no result.*failed: it broke"):
         compare(runs_of(record(status="failed", error="it broke", metrics={})))
+
+
+def test_methods_without_an_effect_are_seldom_called_better_or_worse(grid_of):
+    """From records to verdicts over cells: at most one comparison in twenty is wrong anywhere."""
+    generator = np.random.default_rng(11)
+    simulations = 100
+    wrong = 0
+    for _ in range(simulations):
+        cells = generator.normal(0.3, 0.05, 9)
+        effects = generator.normal(0, 0.02, (3, 9))  # a method helps some cells and harms as many
+        values = {
+            (method, f"loss {cell}", seed): float(
+                cells[cell] + effects[number, cell] + generator.normal(0, 0.004)
+            )
+            for number, method in enumerate(("baseline", "cann", "full"))
+            for cell in range(9)
+            for seed in range(2)
+        }
+        overall = compare(grid_of(values), metrics=["map_at_r"], margin=0).overall
+        wrong += any(one.verdict in (Verdict.BETTER, Verdict.WORSE) for one in overall)
+    assert wrong / simulations <= 0.05 + 3 * (0.05 * 0.95 / simulations) ** 0.5
