@@ -7,6 +7,7 @@ import netrc
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -68,6 +69,22 @@ def log_pictures(loggers: Iterable[Logger], pictures: Mapping[str, Path]) -> Non
             elif isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(Image.open(path).convert("RGB"))
                 logger.experiment.add_image(f"pictures/{name}", pixels, dataformats="HWC")
+
+
+def log_projection(
+    loggers: Iterable[Logger], embeddings: np.ndarray, names: Sequence[str], images: Any
+) -> None:
+    """Send a sample of the unseen images to TensorBoard's projector.
+
+    Args:
+        loggers: those that are not TensorBoard's do not get it.
+        embeddings: `(N, d)`.
+        names: class name of each.
+        images: float tensor `(N, 3, s, s)` in [0, 1]: the projector draws them in place of points.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_embedding(embeddings, metadata=list(names), label_img=images, tag="unseen")
 
 
 def log_results(loggers: Iterable[Logger], results: Mapping[str, float], step: int) -> None:

@@ -217,7 +217,8 @@ def save_queries(path: Path, columns: Mapping[str, Any]) -> None:
 
     Args:
         path: ends in `.npz`.
-        columns: name → `(N,)` values: `ids` (rows of the manifest), `labels`, and a column for each metric.
+        columns: name → `(N,)` values: `ids` (rows of the manifest), `labels`, and a column for each metric;
+            `neighbours` (rows of the manifest) and `similarities` `(N, k)`; `position` `(N, 2)`.
     """
     arrays: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -15,6 +15,8 @@ from unseen.tracking.table import metric_title
 
 NEIGHBOURS = 8
 ATTENTION_ROWS = 6
+PROJECTED, SPRITE = 500, 48
+"""Images that TensorBoard's projector gets, and pixels of their sides."""
 
 
 def draw(
@@ -41,6 +43,21 @@ def draw(
     if len(measured.queries) >= 3:
         drawn["embedding_map"] = _embedding_map(folder / "embedding_map.png", data, measured, seed)
     return {name: path for name, path in drawn.items() if path is not None}
+
+
+def projected(data: DataModule, measured: Measurement) -> tuple[np.ndarray, list[str], torch.Tensor]:
+    """What an explorer of embeddings shows: whole classes where not all images have room.
+
+    Returns:
+        embeddings `(M, d)`, their class names, and their images `(M, 3, s, s)` in [0, 1].
+    """
+    queries = measured.queries
+    rows = pictures.choose_images(queries.labels.numpy(), PROJECTED)
+    images = np.stack([data.image(int(queries.ids[row])) for row in rows]).transpose(0, 3, 1, 2)
+    sprites = torch.nn.functional.interpolate(
+        torch.from_numpy(images).float() / 255, (SPRITE, SPRITE), mode="area"
+    )
+    return queries.embeddings[rows].numpy(), [_name(data, queries.labels[row]) for row in rows], sprites
 
 
 def _chosen(measured: Measurement, count: int) -> np.ndarray:

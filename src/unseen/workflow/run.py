@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from unseen.evaluation.measure import Evaluate, Measurement, Scores, measure, me
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.untrained import worse_than_untrained
 from unseen.pictures import training_curves
-from unseen.tracking.dashboards import finish, log_pictures, log_results
+from unseen.tracking.dashboards import finish, log_pictures, log_projection, log_results
 from unseen.tracking.environment import Environment, PeakMemory
 from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
@@ -30,7 +31,8 @@ from unseen.training.allocator import keep_freed_memory
 from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
 from unseen.training.throughput import Throughput
-from unseen.workflow.draw import draw
+from unseen.workflow.draw import draw, projected
+from unseen.workflow.queries import query_columns, retrieval_sheet
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +242,9 @@ def _record_failure(run: Run, error: BaseException, status: str) -> None:
 def _save(run: Run, record: RunRecord, measured: Measurement) -> None:
     run.record = record
     record.save(run.folder / "record.json")
-    columns = {"ids": measured.queries.ids, "labels": measured.queries.labels, **measured.unseen.per_query}
-    save_queries(run.folder / "queries.npz", {name: column.numpy() for name, column in columns.items()})
+    save_queries(run.folder / "queries.npz", query_columns(measured))
+    sheet = retrieval_sheet(run.data, measured, run.evaluation.seed)
+    sheet.save(run.folder / "retrieval_sheet.json")
 
 
 def _probed(run: Run, record: RunRecord) -> RunRecord:
@@ -294,6 +297,9 @@ def _draw(run: Run, measured: Measurement) -> None:
     if (curves := _curves(run)) is not None:
         run.pictures["curves"] = curves
     log_pictures(run.trainer.loggers, run.pictures)
+    projectors = [one for one in run.trainer.loggers if isinstance(one, TensorBoardLogger)]
+    if projectors:
+        log_projection(projectors, *projected(run.data, measured))
 
 
 def _curves(run: Run) -> Path | None:
