@@ -138,8 +138,7 @@ def _settings(runs: Sequence[Run]) -> tuple[list[list[int]], list[str], list[str
     values: dict[str, int] = {}
     settings = []
     for run in runs:
-        # The parts that were chosen are called like a group, what is set below them like a key.
-        found = {f"{group}=": choice for group, choice in run.record.choices.items()} | run.settings
+        found = run.settings | run.record.choices
         numbers: list[int] = []
         for key, value in found.items():
             numbers += keys.setdefault(key, len(keys)), values.setdefault(as_text(value), len(values))

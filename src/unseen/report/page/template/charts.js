@@ -20,7 +20,7 @@ const CONFIG = {
     labelColor: "var(--soft)", titleColor: "var(--soft)", titleFontWeight: "normal", titleFontSize: 12, labelFontSize: 12,
     gridColor: "var(--line)", domainColor: "var(--line)", tickColor: "var(--line)", titlePadding: 8,
   },
-  legend: { labelColor: "var(--ink)", labelFontSize: 12.5, title: null, orient: "top", symbolStrokeWidth: 2, labelLimit: 240 },
+  legend: { labelColor: "var(--ink)", labelFontSize: 12.5, title: null, orient: "top", symbolStrokeWidth: 2, symbolOpacity: 1, labelLimit: 240 },
   title: { color: "var(--ink)", fontSize: 13, fontWeight: 600, anchor: "start", offset: 10 },
   header: { labelColor: "var(--ink)" },
   rule: { color: "var(--soft)" },
@@ -33,8 +33,8 @@ async function draw(element, spec, words) {
   const place = h("div.vega", { role: "img", "aria-label": words });
   const save = h("button.quiet.save", { type: "button", "aria-label": `Save as SVG: ${words}`, onclick: () => saveSvg(element.view, words) }, "SVG");
   element.replaceChildren(place, save);
-  const full = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit", contains: "padding" }, ...spec, config: CONFIG };
-  const { view } = await vegaEmbed(place, full, { renderer: "svg", actions: false, tooltip: { theme: "page" } });
+  const full = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit-x", contains: "padding" }, ...spec, config: CONFIG };
+  const { view } = await vegaEmbed(place, full, { renderer: "svg", actions: false, tooltip: { theme: "page" }, logLevel: vega.Error });
   // The drawing's own words would be read out a second time.
   place.querySelector("svg")?.setAttribute("aria-hidden", "true");
   element.view = view;
@@ -46,6 +46,15 @@ async function saveSvg(view, words) {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })), download: `${words.slice(0, 60).replace(/\W+/g, "_")}.svg` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** The keys of methods, for charts that share one legend. */
+const legendOf = (methods) => h("p.legend", {}, methods.map((method) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(method)}` }), method)));
+
+/** The value below which a share of the values lies. */
+function quantile(values, share) {
+  const sorted = values.filter(isNumber).sort((a, b) => a - b);
+  return sorted.length ? sorted[Math.round(share * (sorted.length - 1))] : 0;
 }
 
 const isNarrow = () => window.innerWidth < 640;

@@ -15,7 +15,7 @@ function drawClasses() {
   const entry = entries.find((one) => one.cell === classChoice.cell) ?? entries[0];
   const methods = data.methods.filter((method) => method in entry.values);
   const first = methods.includes(classChoice.first) ? classChoice.first : methods[0];
-  const second = methods.includes(classChoice.second) && classChoice.second !== first ? classChoice.second : methods.filter((one) => one !== first).at(-1);
+  const second = methods.includes(classChoice.second) && classChoice.second !== first ? classChoice.second : mostChanged().find((one) => one !== first && methods.includes(one)) ?? methods.find((one) => one !== first);
   const again = (key) => (value) => { Object.assign(classChoice, { cell: entry.cell, first, second, [key]: value }); drawClasses(); };
   show("classes-controls",
     selection("Cell", entries.map((one) => [one.cell, one.cell]), entry.cell, again("cell")),
@@ -32,20 +32,18 @@ function drawClasses() {
   const ends = rows.length > 2 * ENDS ? [...rows.slice(0, ENDS), ...rows.slice(-ENDS)] : rows;
   const tooltip = [{ field: "name", title: "class" }, { field: "before", title: `${first} %`, format: ".1f" }, { field: "after", title: `${second} %`, format: ".1f" }, { field: "difference", title: "points", format: "+.1f" }];
   const color = { condition: { test: "datum.difference < 0", value: "var(--worse)" }, value: "var(--better)" };
-  const most = Math.max(1, ...rows.map((row) => Math.abs(row.difference)));
-  const scale = { domain: [-most, most], nice: true };
+  const scale = { domain: [Math.min(-1, ...rows.map((row) => row.difference)), Math.max(1, ...rows.map((row) => row.difference))], nice: true };
+  const every = `all ${count(rows.length, "class", "classes")}`;
+  const labelLimit = isNarrow() ? 110 : 260;
+  const y = { type: "nominal", sort: null, scale: { domain: [every, ...ends.map((row) => row.name)] }, title: null, axis: { labelLimit, grid: false, domain: false, ticks: false, labelPadding: 8, labelColor: "var(--ink)" } };
+  const x = { field: "difference", type: "quantitative", title: "points", scale, axis: { tickCount: isNarrow() ? 5 : 9 } };
   draw(byId("classes-chart"), {
-    spacing: 14,
-    vconcat: [
-      { width: "container", height: 46, data: { values: rows }, mark: { type: "tick", thickness: 1.4, opacity: 0.55, size: 30 }, encoding: { x: { field: "difference", type: "quantitative", title: null, scale, axis: { labels: false, ticks: false, domain: false } }, color, tooltip } },
-      {
-        height: { step: 19 }, data: { values: ends },
-        encoding: { y: { field: "name", type: "nominal", sort: ends.map((row) => row.name), title: null, axis: { labelLimit: isNarrow() ? 110 : 260, grid: false, domain: false, ticks: false, labelPadding: 8, labelColor: "var(--ink)" } } },
-        layer: [
-          { mark: { type: "rule", strokeWidth: 1.5, opacity: 0.6 }, encoding: { x: { field: "difference", type: "quantitative", title: "points", scale }, x2: { datum: 0 }, color } },
-          { mark: { type: "point", filled: true, size: 55, opacity: 1 }, encoding: { x: { field: "difference", type: "quantitative", title: "points" }, color, tooltip } },
-        ],
-      },
+    height: { step: 19 },
+    layer: [
+      { data: { values: [{ zero: 0 }] }, mark: { type: "rule", color: "var(--soft)", size: 1 }, encoding: { x: { field: "zero", type: "quantitative" } } },
+      { data: { values: rows }, transform: [{ calculate: JSON.stringify(every), as: "all" }], mark: { type: "tick", thickness: 1.4, opacity: 0.55, size: 14 }, encoding: { y: { field: "all", ...y }, x, color, tooltip } },
+      { data: { values: ends }, mark: { type: "rule", strokeWidth: 1.5, opacity: 0.6 }, encoding: { y: { field: "name", ...y }, x, x2: { datum: 0 }, color } },
+      { data: { values: ends }, mark: { type: "point", filled: true, size: 55, opacity: 1 }, encoding: { y: { field: "name", ...y }, x, color, tooltip } },
     ],
   }, `${metricTitle(state.metric)} of ${second} less ${first} by unseen class`);
 }

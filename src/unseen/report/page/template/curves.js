@@ -40,6 +40,7 @@ function drawCurves() {
 
 function drawCurveCharts() {
   const runs = withCurves().filter((run) => run.cell === curveChoice.cell);
+  show("curves-legend", legendOf(data.methods.filter((method) => runs.some((run) => run.method === method))));
   drawPanels(byId("curves-charts"), runs, PANELS.find(([name]) => name === curveChoice.panel)[1], curveChoice.lines);
 }
 
@@ -74,11 +75,9 @@ function curveSpec(runs, name, title, lines) {
   const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d", grid: false }, scale: { nice: false } };
   const y = { type: "quantitative", title: null, scale: { zero: false }, axis: { ...(isShare && { format: ".0%" }), tickCount: 5 } };
   const color = { field: "method", type: "nominal", ...methodColor, legend: null };
-  const methods = [...new Set(runs.map((run) => run.method))].sort((a, b) => data.methods.indexOf(a) - data.methods.indexOf(b));
-  const subtitle = methods.length ? undefined : "";
   const format = isShare ? ".1%" : ".4~g";
   const few = Math.max(...runs.map((run) => data.curves[run.id]?.[name]?.[0].length ?? 0)) < 30;
-  const spec = { title: { text: title, subtitle }, height: 170, data: { values } };
+  const spec = { title, height: 170, data: { values } };
   if (lines === "pair") {
     const pair = { field: "run", type: "nominal", scale: { domain: runs.map((run) => run.name), range: ["var(--c1)", "var(--c2)"] }, legend: null };
     return { ...spec, mark: { type: "line", point: few && { size: 22 }, strokeWidth: 2 }, encoding: { x, y: { ...y, field: "value" }, color: pair, tooltip: [{ field: "run" }, { field: "epoch" }, { field: "value", format }] } };

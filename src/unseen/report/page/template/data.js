@@ -18,7 +18,7 @@ function valueOf(run, split, metric) {
   return values?.[data.names.metrics.indexOf(metric)] ?? null;
 }
 
-/** Key → value of a run's settings; groups are called `group=`. */
+/** Group → choice and dotted key → value of a run. */
 function settingsOf(run) {
   const found = new Map();
   for (let i = 0; i < run.settings.length; i += 2) {
@@ -26,6 +26,9 @@ function settingsOf(run) {
   }
   return found;
 }
+
+/** Methods by their mean difference, the largest first. */
+const mostChanged = () => others.map((method) => standing(method, state.metric)).filter(Boolean).sort((a, b) => b.mean - a.mean).map((one) => one.method);
 
 /** What stands for a method over all cells: where there is one cell, the seeds in it; else the cells. */
 function standing(method, metric) {

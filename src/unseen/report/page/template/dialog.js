@@ -20,7 +20,7 @@ function openRun(run) {
     ["training", `${duration(run.seconds)} at ${whole(run.speed)} images/s`], ["memory", run.gpu_memory ? `${bytes(run.gpu_memory)} GPU, ${bytes(run.memory)} host` : bytes(run.memory)], ["parameters", millions(run.parameters)], ["machine", run.machine], ["code", `unseen ${run.versions}${run.commit ? `, commit ${run.commit.slice(0, 12)}` : ""}`], ["split", run.split.slice(0, 16)], ["job", run.job_key || NOTHING],
   ];
   const curves = h("div.charts");
-  const settings = [...settingsOf(run)].sort(([a], [b]) => (a < b ? -1 : 1));
+  const settings = [...settingsOf(run)].sort(([a], [b]) => byDepth(a, b));
   openDialog(run.name,
     h("p.keyed", {}, h("span.key", { style: `--method:${colorOf(run.method)}` }), runTitle(run), " ", h(`span.status.${run.status}`, {}, run.status)),
     run.error && h("pre.error", {}, run.error),
@@ -63,7 +63,7 @@ function drawGrid() {
     return [h("span", { title: lacks.map((one) => `seed ${one.seed}: ${one.reason}`).join("\n") }, count(has.length, "seed"), words && h("b", {}, ` ${words}`)), lacks.length ? "lacks" : "whole"];
   })]);
   const stopped = data.runs.filter((run) => run.status !== "success");
-  const list = (title, items) => items.length > 0 && [h("h3", {}, title), h("ul.notes", {}, items)];
+  const list = (title, items) => items.length > 0 && [h("h3", {}, title), items.length > 12 ? h("details", {}, h("summary", {}, `All ${items.length}`), h("ul.notes", {}, items)) : h("ul.notes", {}, items)];
   const name = (run) => (typeof run === "number" ? opener(data.runs[run].name, () => openRun(data.runs[run])) : run);
   show("grid-content", [
     rows.length > 0 && plainTable("Seeds of every method in every cell", ["", ...data.methods], rows, "coverage"),

@@ -39,7 +39,7 @@ function selection(label, choices, chosen, whenChosen) {
 const VERDICTS = {
   better: ["▲", "better"],
   worse: ["▼", "worse"],
-  equivalent: ["＝", "equivalent"],
+  equivalent: ["=", "equivalent"],
   "cannot tell": ["?", "cannot tell"],
 };
 

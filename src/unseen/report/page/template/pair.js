@@ -13,12 +13,12 @@ function drawPair() {
 
 /** The reference and the best method, of one cell and seed, with sheets if there are any. */
 function startingPair(finished) {
-  const best = others.map((method) => standing(method, state.metric)).filter(Boolean).sort((a, b) => b.mean - a.mean)[0];
+  const [best] = mostChanged();
   const fits = (run, method) => run.method === method && run.cell !== null;
   const sheeted = (run) => run.id in data.sheets;
   const references = compared.filter((run) => fits(run, data.reference)).sort((a, b) => sheeted(b) - sheeted(a));
   for (const first of references) {
-    const second = best && compared.find((run) => fits(run, best.method) && run.cell === first.cell && run.seed === first.seed);
+    const second = best && compared.find((run) => fits(run, best) && run.cell === first.cell && run.seed === first.seed);
     if (second) return [first, second];
   }
   return finished;
@@ -59,9 +59,12 @@ function pairNumbers([a, b]) {
   return plainTable("Numbers of two runs", ["%", ["first", "n"], ["second", "n"], ["points", "n"]], rows);
 }
 
+/** Groups before the keys below them. */
+const byDepth = (a, b) => a.includes(".") - b.includes(".") || (a < b ? -1 : 1);
+
 function pairSettings([a, b]) {
   const [first, second] = [settingsOf(a), settingsOf(b)];
-  const rows = [...new Set([...first.keys(), ...second.keys()])].sort().filter((key) => first.get(key) !== second.get(key))
+  const rows = [...new Set([...first.keys(), ...second.keys()])].sort(byDepth).filter((key) => first.get(key) !== second.get(key))
     .map((key) => [h("code", {}, key), first.get(key) ?? NOTHING, second.get(key) ?? NOTHING]);
   if (a.seed !== b.seed) rows.unshift([h("code", {}, "seed"), String(a.seed), String(b.seed)]);
   if (a.split !== b.split) rows.unshift(["split (tested on other classes)", a.split.slice(0, 8), b.split.slice(0, 8)]);
@@ -76,7 +79,8 @@ function pairSheets(runs) {
   if (found[0] && found[1] && found[0].split !== found[1].split) return h("p.hint", {}, "They were tested on other classes, so they share no queries.");
   const rows = (found[0] ?? found[1]).rows.map((_, i) => found.map((sheet) => sheet?.rows[i]));
   const differs = ([a, b]) => a && b && a[1].join() !== b[1].join() && a[3].join() !== b[3].join();
-  const list = h("ol.sheet", {}, rows.map((pair) => {
+  const heads = h("li.heads", { "aria-hidden": "true" }, h("span", {}, "query"), runs.map((run) => h("span", {}, runTitle(run))));
+  const list = h("ol.sheet", {}, heads, rows.map((pair) => {
     const [query] = pair.find(Boolean);
     const pictures = data.thumbnails[(found[0] ?? found[1]).manifest];
     return h(`li${differs(pair) ? ".differs" : ""}`, {},
@@ -92,7 +96,7 @@ function pairSheets(runs) {
 
 function picture(pictures, row, kind) {
   const [name, jpeg] = pictures[row];
-  return h("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: kind === "query" ? `query: ${name}` : name, loading: "lazy", width: 56, height: 56 });
+  return h("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: kind === "query" ? `query: ${name}` : name, decoding: "async", width: 56, height: 56 });
 }
 
 function neighbour(pictures, row, similarity, isRight) {

@@ -23,21 +23,22 @@ function headline(found) {
   const parts = [
     better.length && `${listed(better)} ${are(better)} better than ${data.reference}`,
     worse.length && `${listed(worse)} ${are(worse)} worse${better.length ? "" : ` than ${data.reference}`}`,
-    equal.length && `${listed(equal)} ${equal.length > 1 ? "make" : "makes"} no difference that matters`,
-    open.length && (better.length + worse.length + equal.length
+    open.length && (better.length + worse.length
       ? `of ${listed(open)} these runs cannot tell`
-      : `these runs cannot tell whether ${listed(open)} ${are(open)} better than ${data.reference}`),
+      : `whether ${listed(open)} ${are(open)} better than ${data.reference}, these runs cannot tell`),
+    equal.length && `${listed(equal)} ${equal.length > 1 ? "make" : "makes"} no difference that matters`,
   ].filter(Boolean);
   const sentence = parts.length > 1 ? `${parts.slice(0, -1).join("; ")}; ${parts.at(-1)}.` : `${parts[0]}.`;
-  return sentence[0].toUpperCase() + sentence.slice(1);
+  // The names of methods keep their case, also at the start.
+  return sentence.startsWith("whether") ? `W${sentence.slice(1)}` : sentence;
 }
 
 function lede(found, metric, level) {
   if (!found.length) return "No method shares a cell and a seed with the reference; see the grid below.";
   const best = found.reduce((a, b) => (b.mean > a.mean ? b : a));
   const where = best.cells === 1 ? `over ${count(best.pairs, "paired seed")}` : `over ${best.cells} cells and ${count(best.pairs, "pair")} of runs`;
-  const sure = best.interval ? `; the ${level} interval is ${range(best.interval)}` : "; one seed gives no interval";
-  return `${best.method} changes ${metricTitle(metric)} by ${points(best.mean)} points ${where}${sure}.`;
+  const sure = best.interval ? `${level} interval ${range(best.interval)}` : "one seed gives no interval";
+  return `${found.length > 1 ? "The most: " : ""}${best.method}, ${points(best.mean)} points of ${metricTitle(metric)} ${where}; ${sure}.`;
 }
 
 function verdictRow(one, reach, level) {
@@ -52,12 +53,14 @@ function sureness(one, level) {
   const interval = one.interval ? `${level} interval ${range(one.interval)}` : "no interval";
   if (one.one) {
     const classes = one.one.class_interval ? `; over its ${one.one.classes} test classes ${range(one.one.class_interval)}` : "";
-    return `${interval} over ${count(one.pairs, "paired seed")} in one cell${classes}`;
+    return `${interval} over ${count(one.pairs, "paired seed")} in one cell${classes}.`;
   }
   const { all } = one;
   const improved = `better in ${Math.round(all.improved * all.cells)} of ${all.cells} cells`;
-  const p = `p ${probability(all.p_holm)} after Holm (${all.cells} cells can give ${probability(all.smallest_p)} at best)`;
-  return `${interval} over cells; ${improved}; a run of it beats one of ${data.reference} with probability ${probability(all.probability)}; ${p}`;
+  const beats = `A run of it beats one of ${data.reference} with probability ${all.probability.toFixed(2)}`;
+  const least = all.p_value <= all.smallest_p * 1.001 ? ` (${count(all.cells, "cell")} give no less)` : "";
+  const p = `Sign-flip p ${probability(all.p_value)}${least}, ${probability(all.p_holm)} after Holm over ${count(data.overall.length, "comparison")}`;
+  return `${interval} over cells, ${improved}. ${beats}. ${p}.`;
 }
 
 function drawCautions() {
@@ -105,11 +108,16 @@ function drawDifferences() {
     }
   }
   const left = cellNames.length - cells.length;
+  const dots = [...rows.map((row) => row.mean), ...seeds.map((row) => row.value), -100 * data.margin, 100 * data.margin];
+  const domain = [Math.min(...dots, quantile(rows.map((row) => row.low), 0.1)), Math.max(...dots, quantile(rows.map((row) => row.high), 0.9))];
+  const isCut = rows.some((row) => row.low < domain[0] - 0.01 || row.high > domain[1] + 0.01);
   byId("differences-about").textContent = `${metricTitle(state.metric)} of each method less ${data.reference}, in points; ` +
     (over === "seeds" ? "dot and line: mean and its interval over paired seeds, faint ticks: single seeds." : "dot and line: mean and its interval over the test classes, seeds averaged: how it would be with other classes.") +
+    (isCut ? " A few intervals go on beyond the chart." : "") +
     (left > 0 ? ` The first ${MOST_CELLS} cells; ${left} more are in the table.` : "");
   if (!rows.length) return show("differences-chart", h("p.hint", {}, "There is nothing to subtract."));
   const y = { field: "cell", type: "nominal", sort: ["all cells", ...cells], title: null, axis: { labelLimit: isNarrow() ? 110 : 280, grid: false, ticks: false, domain: false, labelPadding: 10, labelColor: "var(--ink)" }, scale: { paddingInner: 0.35 } };
+  const x = { type: "quantitative", title: "points", scale: { domain, nice: 6 }, axis: { tickCount: isNarrow() ? 5 : 9 } };
   const yOffset = { field: "method", type: "nominal", sort: others };
   const color = { field: "method", type: "nominal", ...methodColor, scale: { domain: others, range: others.map(colorOf) } };
   const shape = { field: "method", type: "nominal", scale: { domain: others, range: others.map((_, i) => SHAPES[i % SHAPES.length]) } };
@@ -120,11 +128,11 @@ function drawDifferences() {
     data: { values: rows },
     encoding: { y, yOffset },
     layer: [
-      { data: { values: [{ low: -100 * data.margin, high: 100 * data.margin }] }, mark: { type: "rect", color: "var(--band)" }, encoding: { x: { field: "low", type: "quantitative", title: "points" }, x2: { field: "high" }, y: null, yOffset: null } },
-      { data: { values: [{ zero: 0 }] }, mark: { type: "rule", color: "var(--soft)", size: 1 }, encoding: { x: { field: "zero", type: "quantitative" }, y: null, yOffset: null } },
-      { data: { values: seeds }, mark: { type: "tick", thickness: 1.5, size: 7, opacity: 0.5 }, encoding: { x: { field: "value", type: "quantitative" }, color } },
-      { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", size: 2, strokeCap: "round" }, encoding: { x: { field: "low", type: "quantitative" }, x2: { field: "high" }, color } },
-      { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { x: { field: "mean", type: "quantitative", title: "points" }, color, shape, tooltip } },
+      { data: { values: [{ low: -100 * data.margin, high: 100 * data.margin }] }, mark: { type: "rect", color: "var(--band)" }, encoding: { x: { ...x, field: "low" }, x2: { field: "high" }, y: null, yOffset: null } },
+      { data: { values: [{ zero: 0 }] }, mark: { type: "rule", color: "var(--soft)", size: 1 }, encoding: { x: { ...x, field: "zero" }, y: null, yOffset: null } },
+      { data: { values: seeds }, mark: { type: "tick", thickness: 1.5, size: 7, opacity: 0.5 }, encoding: { x: { ...x, field: "value" }, color } },
+      { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", size: 2, strokeCap: "round", clip: true }, encoding: { x: { ...x, field: "low" }, x2: { field: "high" }, color } },
+      { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { x: { ...x, field: "mean" }, color, shape, tooltip } },
     ],
   }, `Differences of ${metricTitle(state.metric)} to ${data.reference} with their intervals, by cell and method`);
 }

@@ -39,16 +39,18 @@ let methodsTable;
 
 function methodColumns() {
   const title = metricTitle(state.metric);
+  // A phone shows three columns: the method and what comes first here.
+  const [cell, seeds] = [named("Cell", "cell"), numeric("Seeds", "seeds", whole)];
   const plusMinus = (field) => (cell) => { const margin = cell.getData()[field]; return spaced(percent(cell.getValue()), isNumber(margin) ? `±${percent(margin)}` : ""); };
   return [
     named("Method", "method", { frozen: !isNarrow(), sorter: (a, b) => data.methods.indexOf(a) - data.methods.indexOf(b), formatter: (cell) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(cell.getValue())}`, "aria-hidden": "true" }), opener(cell.getValue(), () => openGroup(cell.getData().result), `Open ${cell.getValue()} in ${cell.getData().cell}`)) }),
-    named("Cell", "cell"),
-    numeric("Seeds", "seeds", whole),
+    ...(isNarrow() ? [] : [cell, seeds]),
     numeric(`${title} %`, "mean", percent, { formatter: plusMinus("half") }),
     numeric(`− ${data.reference}`, "difference", points, { formatter: (cell) => { const margin = cell.getData().differenceHalf; return spaced(cell.getData().method === data.reference ? "" : points(cell.getValue()), isNumber(margin) ? `±${percent(margin)}` : ""); } }),
     named("Verdict", "verdict", { formatter: (cell) => (cell.getValue() ? chip(cell.getValue()) : "") }),
+    ...(isNarrow() ? [cell, seeds] : []),
     numeric("Gap", "gap", points),
-    numeric("Untrained %", "untrained", percent),
+    numeric("Untrained", "untrained", percent),
     numeric("Images/s", "speed", whole),
     numeric("Training", "seconds", duration),
     numeric("Memory", "memory", bytes),
@@ -89,14 +91,16 @@ function runRows() {
 function drawRuns() {
   const has = (field) => rows.some((row) => isNumber(row[field]));
   const rows = runRows();
+  const metrics = data.metrics.map((metric, i) => numeric(`${metric.title} %`, `metric${i}`, percent));
   const columns = [
-    { title: "", field: "id", headerSort: false, width: 40, minWidth: 40, print: false, download: false, formatter: (cell) => h("input", { type: "checkbox", checked: picked.includes(cell.getValue()), "aria-label": `Compare ${cell.getData().name}`, onchange: (event) => pick(cell.getValue(), event.target.checked) }) },
-    named("Run", "name", { formatter: (cell) => opener(cell.getValue(), () => openRun(cell.getData().run), `Open ${cell.getValue()}`), maxInitialWidth: isNarrow() ? 180 : 330 }),
+    { title: "", field: "id", cssClass: "tick", headerSort: false, width: 40, minWidth: 40, print: false, download: false, formatter: (cell) => h("input", { type: "checkbox", checked: picked.includes(cell.getValue()), "aria-label": `Compare ${cell.getData().name}`, onchange: (event) => pick(cell.getValue(), event.target.checked) }) },
+    named("Run", "name", { formatter: (cell) => opener(cell.getValue(), () => openRun(cell.getData().run), `Open ${cell.getValue()}`), maxInitialWidth: isNarrow() ? 190 : 330, cssClass: "run" }),
+    ...(isNarrow() ? metrics : []),
     named(data.compare, "method", { formatter: (cell) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(cell.getValue())}`, "aria-hidden": "true" }), cell.getValue()) }),
     ...data.factors.map((factor, i) => named(factor, `factor${i}`)),
     numeric("Seed", "seed", String),
     named("Status", "status", { formatter: (cell) => h(`span.status.${cell.getValue()}`, {}, cell.getValue()) }),
-    ...data.metrics.map((metric, i) => numeric(`${metric.title} %`, `metric${i}`, percent)),
+    ...(isNarrow() ? [] : metrics),
     ...(has("gap") ? [numeric("Gap", "gap", points)] : []),
     ...(has("validation") ? [numeric("Validation %", "validation", percent)] : []),
     numeric("Epoch", "epoch", whole),
