@@ -76,7 +76,7 @@ def make_record(
     return RunRecord(**(given | changes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record():
     return make_record
 

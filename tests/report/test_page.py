@@ -1,4 +1,4 @@
-"""The page in a browser: what it says, sorts, filters, opens and compares; without a network, on any screen."""
+"""The page in a browser: what it says, sorts, filters, opens and compares; on any screen, offline."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import base64
 import csv
 import dataclasses
 import io
+import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,3 +185,330 @@ def _picture(image: int, label: int, set_number: int) -> str:
     file = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=70)
     return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def folder(record: MakeRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs and their page."""
+    root = tmp_path_factory.mktemp("page")
+    write_runs(root / "runs", record, full=False)
+    runs = load_runs(root / "runs")
+    write_page(root / "page.html", compare(runs), runs)
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, folder: Path) -> Iterator[Callable[..., Any]]:
+    """`open_page(**options of the context)`: the page, drawn; it must not complain or ask a network."""
+    complaints: list[str] = []
+    contexts = []
+
+    def opened(path: Path | None = None, **options: Any) -> Any:
+        context = browser.new_context(
+            offline=True, **({"viewport": {"width": 1280, "height": 900}} | options)
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:")) or complaints.append(request.url)
+            ),
+        )
+        page.goto((path or folder / "page.html").as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def column(page: Any, table: str, field: str) -> list[str]:
+    """Texts of the cells of a column that are drawn, in their order."""
+    return page.locator(f"#{table} .tabulator-row [tabulator-field={field}]").all_inner_texts()
+
+
+def test_the_first_screen_says_whether_by_how_much_and_how_sure(
+    open_page: Callable[..., Any], folder: Path
+) -> None:
+    comparison = compare(load_runs(folder / "runs"))
+    page = open_page()
+    assert page.locator("#verdict").inner_text().endswith(".")
+    rows = page.locator("#verdicts .verdict")
+    overall = [one for one in comparison.overall if one.metric == "map_at_r"]
+    assert rows.count() == len(overall) == 3
+    for one, row in zip(overall, rows.all(), strict=True):
+        assert row.locator("b").inner_text() == one.method
+        assert one.verdict.value in row.locator(".chip").inner_text()
+        assert row.locator(".much").inner_text() == f"{100 * one.mean:+.1f} points".replace("-", "−")
+        assert one.interval is not None
+        low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in one.interval)
+        assert f"{low} to {high}" in row.inner_text().replace("+0.0", "0.0") or "0.0" in (low[1:], high[1:])
+        assert row.bounding_box()["y"] + row.bounding_box()["height"] < 900
+    # The other metric is one key away.
+    page.get_by_role("radio", name="Recall@1").check(force=True)
+    recall = next(one for one in comparison.overall if (one.method, one.metric) == ("full", "recall_at_1"))
+    full = page.locator("#verdicts .verdict", has_text="full")
+    assert full.locator(".much").inner_text() == f"{100 * recall.mean:+.1f} points"
+    assert "Recall@1" in page.locator("#methods-table .tabulator-header").inner_text()
+
+
+def test_tables_sort_and_filter(open_page: Callable[..., Any], folder: Path) -> None:
+    runs = load_runs(folder / "runs")
+    values = [f"{100 * run.record.metrics['unseen']['map_at_r']:.1f}" for run in runs.finished]
+    page = open_page()
+    head = page.locator("#runs-table .tabulator-col[tabulator-field=metric0]")
+    head.click()
+    shown = column(page, "runs-table", "metric0")
+    assert len(shown) > 10
+    assert shown == sorted(values, key=float)[: len(shown)]
+    head.click()
+    shown = column(page, "runs-table", "metric0")
+    assert shown == sorted(values, key=float, reverse=True)[: len(shown)]
+
+    page.get_by_role("combobox", name="loss", exact=True).select_option("triplet")
+    page.locator("#runs-filters select").first.select_option("full")
+    expected = [
+        run for run in runs.finished if run.value("loss") == "triplet" and run.value("ablation") == "full"
+    ]
+    count = page.locator("#runs-count")
+    assert count.inner_text().startswith(f"{len(expected)} of ")
+    assert {text.strip() for text in column(page, "runs-table", "method")} == {"full"}
+    page.get_by_role("searchbox", name="Search").fill("cars seed1")
+    assert count.inner_text().startswith("1 of ")
+    page.get_by_role("searchbox", name="Search").fill("nothing of the kind")
+    assert "Nothing fits" in page.locator("#runs-table").inner_text()
+
+    page.locator("#methods-filters select").nth(1).select_option("gdfl")
+    assert {text.strip() for text in column(page, "methods-table", "method")} == {"gdfl"}
+
+
+def test_a_run_opens_with_its_command_and_gives_the_focus_back(
+    open_page: Callable[..., Any], folder: Path
+) -> None:
+    page = open_page()
+    name = "cars_proxy_anchor_cann_seed0_110a9"
+    page.get_by_role("button", name=f"Open {name}").first.press("Enter")
+    dialog = page.get_by_role("dialog")
+    assert dialog.get_by_role("heading", level=2).inner_text() == name
+    [run] = [one for one in load_runs(folder / "runs").finished if one.name == name]
+    assert command(run) == "unseen train data=cars loss=proxy_anchor ablation=cann seed=0"
+    assert dialog.locator(".code code").first.inner_text() == command(run)
+    dialog.locator(".vega svg").nth(3).wait_for()
+    assert f"{100 * run.record.metrics['validation']['map_at_r']:.1f}" in dialog.inner_text()
+    dialog.get_by_role("button", name="Copy the command").first.click()
+    dialog.get_by_text("Copied").wait_for()
+    page.keyboard.press("Escape")
+    assert dialog.count() == 0
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Open {name}"
+
+
+def test_two_runs_lie_side_by_side_on_the_same_queries(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.get_by_role("searchbox", name="Search").fill("cars_triplet seed0")
+    for method in ("gdfl", "full"):
+        page.locator("#runs-table .tabulator-row", has_text=method).get_by_role("checkbox").check()
+    pair = page.locator("#pair-content")
+    assert "gdfl · cars · triplet · seed 0" in pair.inner_text()
+    assert "full · cars · triplet · seed 0" in pair.inner_text()
+    settings = dict(row.split("\t", 1) for row in pair.locator(".settings tbody tr").all_inner_texts())
+    assert settings["adversary"].split("\t") == ["none", "grl"]
+    assert "fusion" not in settings
+    queries = pair.locator(".sheet li:not(.heads)")
+    assert queries.count() == 12
+    for query in queries.all():
+        assert query.locator(".query img").count() == 1
+        assert [row.locator("img").count() for row in query.locator(".row").all()] == [8, 8]
+    assert queries.first.locator("figcaption").inner_text() == EVIL
+    assert page.locator("b", has_text="eek").count() == 0
+    widths = page.evaluate("[...document.querySelectorAll('.sheet img')].map((one) => one.naturalWidth)")
+    assert set(widths) == {56}
+    wrong = queries.locator(".neighbour.wrong")
+    assert wrong.first.locator("img").get_attribute("alt").startswith("wrong: ")
+    page.get_by_label("Only queries").check()
+    differing = [query for query in queries.all() if query.is_visible()]
+    assert 0 < len(differing) < 12
+    for query in differing:
+        marks = [row.locator("i").all_inner_texts() for row in query.locator(".row").all()]
+        assert marks[0] != marks[1]
+
+
+def test_classes_say_who_gains(open_page: Callable[..., Any], folder: Path) -> None:
+    page = open_page()
+    page.locator("#classes-controls select").nth(0).select_option("cub · triplet")
+    page.locator("#classes-controls select").nth(1).select_option("gdfl")
+
+    def mean(method: str, name: str) -> float:
+        return float(
+            np.mean(
+                [
+                    run.record.per_class["map_at_r"][name]
+                    for run in load_runs(folder / "runs").finished
+                    if (run.value("data"), run.value("loss"), run.value("ablation"))
+                    == ("cub", "triplet", method)
+                ]
+            )
+        )
+
+    names = [EVIL, *(f"cub class {i:02}" for i in range(1, 30))]
+    differences = {name: round(mean("gdfl", name), 4) - round(mean("baseline", name), 4) for name in names}
+    gain, lose = (sum(sign * one > 1e-9 for one in differences.values()) for sign in (1, -1))
+    assert f"{gain} gain, {lose} lose" in page.locator("#classes-about").inner_text()
+    best = max(differences, key=lambda name: differences[name])
+    labels = page.locator("#classes-chart .role-axis-label text").all_text_contents()
+    assert best in labels
+
+
+def test_what_is_missing_and_what_failed_is_said(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    grid = page.locator("#grid")
+    assert grid.get_by_text("lacks seed 1").count() == 2
+    assert "OutOfMemoryError: CUDA out of memory." in grid.locator("pre.error").first.inner_text()
+    assert "ablation=full seed=2" in grid.locator(".code code").first.inner_text()
+    assert "failed or interrupted" in page.locator("#cautions").inner_text()
+
+
+def luminance(page: Any) -> float:
+    red, green, blue = map(
+        int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_dark_mode_follows_the_system_and_the_button(open_page: Callable[..., Any]) -> None:
+    page = open_page(color_scheme="dark")
+    assert luminance(page) < 40
+    ink = page.locator("#differences-chart .role-axis-label text", has_text="cub").first
+    ink.wait_for()
+    assert ink.evaluate("(text) => getComputedStyle(text).fill") == "rgb(236, 235, 230)"
+    page.get_by_role("button", name="Colours").click()
+    assert luminance(page) > 240
+    page.get_by_role("button", name="Colours").click()
+    assert luminance(page) < 40
+    page.emulate_media(media="print")
+    assert luminance(page) > 240
+    assert not page.locator(".top").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_scrolls_in_one_direction(open_page: Callable[..., Any], width: int) -> None:
+    page = open_page(viewport={"width": width, "height": 780}, has_touch=True, is_mobile=True)
+    page.locator("#classes-chart svg").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#runs-table .tabulator-row button").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator(".vega svg").first.wait_for()
+    assert dialog.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+    assert dialog.bounding_box()["width"] <= width
+
+
+def test_the_keyboard_reaches_and_sorts_the_table(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.locator("#methods-filters button").focus()
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.getAttribute('tabulator-field') ?? ''"))
+        if seen[-1] == "mean":
+            break
+    assert seen[-1] == "mean", seen
+    page.keyboard.press("Enter")
+    values = [float(text.split()[0]) for text in column(page, "methods-table", "mean")]
+    assert values == sorted(values)
+    assert page.locator("#methods-table .tabulator-col[aria-sort=ascending]").count() == 1
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('link')"):
+            break
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").is_visible()
+
+
+def test_every_control_has_a_name(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    for role in ("combobox", "searchbox", "button", "checkbox", "radio", "img", "link"):
+        found = page.get_by_role(role)  # type: ignore[arg-type]
+        assert found.count() == page.get_by_role(role, name=re.compile(r"\S")).count() > 0, role  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seeds", "losses"), [(1, ["triplet"]), (2, ["triplet"])])
+def test_few_runs_are_a_page_too(
+    open_page: Callable[..., Any], record: MakeRecord, tmp_path: Path, seeds: int, losses: list[str]
+) -> None:
+    write_runs(tmp_path / "runs", record, data=["cub"], losses=losses, seeds=seeds, sheets=False)
+    runs = load_runs(tmp_path / "runs")
+    write_page(tmp_path / "page.html", compare(runs), runs)
+    page = open_page(tmp_path / "page.html")
+    text = page.locator("#summary").inner_text()
+    assert f"over {seeds} paired seed" in text
+    assert ("no interval" in text) == (seeds == 1)
+    assert "left no retrieval sheet" in page.locator("#pair").inner_text()
+
+
+def test_thousands_of_runs_stay_in_bounds(
+    open_page: Callable[..., Any], record: MakeRecord, tmp_path: Path
+) -> None:
+    losses = [f"loss{i}" for i in range(12)]
+    write_runs(tmp_path / "runs", record, data=["cub"], losses=losses, seeds=5, classes=4)
+    runs = load_runs(tmp_path / "runs")
+    assert len(runs.finished) == 240
+    comparison = compare(runs)
+    content = page_content(comparison, runs, tmp_path)
+    assert len(content["sheets"]) == MOST_SHEETS
+    assert len(content["curves"]) == 200
+    write_page(tmp_path / "page.html", comparison, runs)
+    page = open_page(tmp_path / "page.html")
+    assert page.locator("#runs-count").inner_text() == "240 of 240 runs"
+    assert page.locator("#runs-table .tabulator-row").count() < 100
+    assert "Of 200 runs of 240" in page.locator("#curves-about").inner_text()
+
+
+def test_curves_are_read_by_epoch_and_thinned(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    lines = ["epoch,step,train/loss,lr-AdamW/head,unseen/map_at_r"]
+    for epoch in range(500):
+        lines += [f",{10 * epoch},,0.5,", f"{epoch},{10 * epoch + 9},{epoch / 10},,"]
+    table.write_text("\n".join([*lines, "500,5000,,,0.7"]) + "\n")
+    found = read_curves(table, skip={"unseen"})
+    assert set(found) == {"train/loss", "lr-AdamW/head"}
+    epochs, values = found["train/loss"]
+    assert len(epochs) == MOST_POINTS
+    assert (epochs[0], epochs[-1]) == (1, 500)
+    assert values == [pytest.approx((epoch - 1) / 10, rel=1e-3) for epoch in epochs]
+    assert found["lr-AdamW/head"][0][:3] == epochs[:3]
+    assert read_curves(tmp_path / "none.csv", skip=set()) == {}
+    table.write_text("not,a\ntable\n")
+    assert read_curves(table, skip=set()) == {}
+
+
+def test_the_data_are_strict_json_in_one_element(folder: Path) -> None:
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    [content] = re.findall(r'<script type="application/json" id="content">(.*?)</script>', page, re.DOTALL)
+    assert "<" not in content
+    json.loads(content, parse_constant=pytest.fail)
+    assert EVIL in json.loads(content)["classes"][0]["classes"]
+    assert "sourceMappingURL=" not in page
+
+
+def test_a_run_from_python_has_no_command(record: MakeRecord, folder: Path) -> None:
+    [run, *_] = load_runs(folder / "runs").finished
+    typed = dataclasses.replace(run.record, overrides=["run_folder=x", "data.root=/a b"], seed=4)
+    assert command(dataclasses.replace(run, record=typed)) == "unseen train 'data.root=/a b' seed=4"
+    python = dataclasses.replace(typed, choices=typed.choices | {"data": "collection"})
+    assert command(dataclasses.replace(run, record=python)) is None

@@ -34,17 +34,17 @@ def class_values(
         numbers or null.
     """
     members: dict[str, dict[str, list[Run]]] = {}
-    for number, (cell, method) in compared.items():
-        members.setdefault(cell, {}).setdefault(method, []).append(runs[number])
-    found = []
+    for number, (name, method) in compared.items():
+        members.setdefault(name, {}).setdefault(method, []).append(runs[number])
+    found: list[dict[str, Any]] = []
     room = MOST_VALUES
     for metric in comparison.metrics:
         for cell in comparison.cells:
             methods = members.get(cell.name, {})
-            means = {name: mean for name, of in methods.items() if (mean := _means(of, metric))}
+            means = {method: mean for method, of in methods.items() if (mean := _means(of, metric))}
             if len(means) < 2:
                 continue
-            every = sorted({name for mean in means.values() for name in mean})
+            every = sorted(set().union(*means.values()))
             kept = _most_different(every, list(means.values()))
             room -= len(kept) * len(means)
             if room < 0:

@@ -3,11 +3,20 @@
 
 function openDialog(title, ...content) {
   const dialog = byId("dialog");
+  const before = document.activeElement;
+  if (!dialog.open) dialog.addEventListener("close", () => giveFocusBack(before), { once: true });
   dialog.replaceChildren(
     h("header", {}, h("h2", { id: "dialog-title", tabIndex: -1 }, title), h("button.quiet", { type: "button", onclick: () => dialog.close(), "aria-label": "Close" }, "Close")),
     h("div.body", {}, content.flat().filter(Boolean)));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
+}
+
+/** A table may have drawn its rows anew meanwhile, and so the button that opened the dialog. */
+function giveFocusBack(element) {
+  const label = element.getAttribute("aria-label");
+  const now = element.isConnected || !label ? element : document.querySelector(`[aria-label="${CSS.escape(label)}"]`);
+  now?.focus();
 }
 
 function openRun(run) {

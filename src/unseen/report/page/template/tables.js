@@ -1,7 +1,7 @@
 "use strict";
 // Methods by cell, and runs: tables that sort and filter.
 
-const spaced = (main, small) => h("span.num", {}, main, h("span.pm", {}, small));
+const spaced = (main, small) => h("span.num", {}, main, " ", h("span.pm", {}, small));
 const numeric = (title, field, format, more = {}) => ({ title, field, hozAlign: "right", headerHozAlign: "right", sorter: "number", sorterParams: { alignEmptyValues: "bottom" }, formatter: (cell) => format(cell.getValue()), ...more });
 const named = (title, field, more = {}) => ({ title, field, sorter: "alphanum", ...more });
 
@@ -15,6 +15,14 @@ function makeTable(id, label, columns, rows, more = {}) {
     ...more,
   });
   byId(id).setAttribute("aria-label", label);
+  const heads = () => byId(id).querySelectorAll(".tabulator-col-sorter-element").forEach((head) => (head.tabIndex = 0));
+  table.on("tableBuilt", heads);
+  table.on("columnsLoaded", heads);
+  byId(id).addEventListener("keydown", (event) => {
+    if (!event.target.matches(".tabulator-col-sorter-element") || !["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    event.target.click();
+  });
   return table;
 }
 
