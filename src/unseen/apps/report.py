@@ -16,6 +16,8 @@ def main(config: DictConfig) -> None:
     from rich.console import Console
 
     from unseen.report.comparison import compare
+    from unseen.report.explorer import write_errors
+    from unseen.report.page import write_page
     from unseen.report.runs import load_runs
     from unseen.report.tables import terminal
     from unseen.report.write import write_tables
@@ -35,6 +37,10 @@ def main(config: DictConfig) -> None:
             level=config.level,
         )
         written = write_tables(output, comparison, runs)
+        if config.explorer:
+            write_errors(runs.finished)
+        page = output / "comparison.html"
+        write_page(page, comparison, runs)
     console = Console()
     console.print(terminal(comparison))
     for unreadable in runs.unreadable:
@@ -43,7 +49,7 @@ def main(config: DictConfig) -> None:
         console.print(
             f"Jobs without a record yet: {len(runs.waiting)}. This compares a part.", style="yellow"
         )
-    names = ", ".join(path.name for path in written)
+    names = ", ".join(path.name for path in (page, *written))
     console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
 
 

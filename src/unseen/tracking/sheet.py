@@ -78,10 +78,10 @@ class RetrievalSheet:
             raise ValueError(f"'{path}' is not the retrieval sheet of a run: {error!r}.") from error
 
 
-def jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """A thumbnail of `(H, W, 3)` pixels, its longer side `SIDE` at most."""
+def jpeg(pixels: NDArray[np.uint8], side: int = SIDE) -> bytes:
+    """A thumbnail of `(H, W, 3)` pixels, its longer side `side` at most."""
     image = Image.fromarray(pixels)
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

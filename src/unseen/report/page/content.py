@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from unseen.report.comparison import Comparison
+from unseen.report.explorer import ERRORS
 from unseen.report.page.classes import class_values
 from unseen.report.page.run_files import curves, sheets
 from unseen.report.runs import Run, Runs, as_text
 from unseen.tracking.table import SPLITS, metric_title
 
-ERRORS = "errors.parquet"
 PYTHON_ONLY = "collection"
 """The choice of `data` of a run that was started from Python, which no command line can repeat."""
 
