@@ -484,7 +484,8 @@ def test_curves_are_read_by_epoch_and_thinned(tmp_path: Path) -> None:
     lines = ["epoch,step,train/loss,lr-AdamW/head,unseen/map_at_r"]
     for epoch in range(500):
         lines += [f",{10 * epoch},,0.5,", f"{epoch},{10 * epoch + 9},{epoch / 10},,"]
-    table.write_text("\n".join([*lines, "500,5000,,,0.7"]) + "\n")
+    # The results of the chosen epoch come last, without an epoch.
+    table.write_text("\n".join([*lines, "500,5000,,,0.7", ",5001,77,,0.7"]) + "\n")
     found = read_curves(table, skip={"unseen"})
     assert set(found) == {"train/loss", "lr-AdamW/head"}
     epochs, values = found["train/loss"]

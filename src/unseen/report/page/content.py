@@ -38,7 +38,7 @@ def page_content(comparison: Comparison, runs: Runs, beside: Path) -> dict[str, 
     everything = [*runs.finished, *runs.unfinished]
     numbers = {run.folder: number for number, run in enumerate(everything)}
     compared = _compared(comparison, numbers)
-    metrics, splits = _named(everything)
+    metrics, splits = _named(everything, comparison.metrics)
     settings, keys, values = _settings(everything)
     read = [everything[number] for number in _in_turns(comparison, numbers)]
     chosen_sheets, thumbnails = sheets(read, numbers)
@@ -120,9 +120,9 @@ def _in_turns(comparison: Comparison, numbers: Mapping[Path, int]) -> list[int]:
     return [group[turn] for turn in range(longest) for group in groups.values() if turn < len(group)]
 
 
-def _named(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """Metrics, and splits in the order of the terminal's table, that any run has."""
-    metrics: dict[str, None] = {}
+def _named(runs: Sequence[Run], first: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Metrics, some of them first, and splits in the order of the terminal's table, that any run has."""
+    metrics: dict[str, None] = dict.fromkeys(first)
     splits: dict[str, None] = {}
     for run in runs:
         for split, values in run.record.metrics.items():
@@ -141,6 +141,8 @@ def _settings(runs: Sequence[Run]) -> tuple[list[list[int]], list[str], list[str
         found = run.settings | run.record.choices
         numbers: list[int] = []
         for key, value in found.items():
+            if key.endswith("._partial_"):  # how a part is built, and not which
+                continue
             numbers += keys.setdefault(key, len(keys)), values.setdefault(as_text(value), len(values))
         settings.append(numbers)
     return settings, list(keys), list(values)

@@ -34,7 +34,8 @@ def read_curves(table: Path, skip: set[str]) -> dict[str, Curve]:
     """Column of `metrics.csv` → epochs, counted from 1, and values; long curves are thinned.
 
     Args:
-        table: with columns `step` and `epoch`; what is logged at the start of an epoch has a step alone.
+        table: with columns `step` and `epoch`; what is logged at the start of an epoch, or at the end of the
+            run, has a step alone.
         skip: splits whose results are logged once, at the end.
 
     Returns:
@@ -44,14 +45,20 @@ def read_curves(table: Path, skip: set[str]) -> dict[str, Curve]:
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         ends = sorted({(int(float(row["step"])), int(row["epoch"]) + 1) for row in rows if row["epoch"]})
+        by_epoch: set[str] = set()
         columns: dict[str, dict[int, float]] = {}
-        for row in rows:
-            epoch = int(row["epoch"]) + 1 if row["epoch"] else _epoch_at(int(float(row["step"])), ends)
+        # Rows without an epoch last: they count only for what is never logged with one (rates, not results).
+        for row in sorted(rows, key=lambda row: not row["epoch"]):
+            has_epoch = bool(row["epoch"])
+            epoch = int(row["epoch"]) + 1 if has_epoch else _epoch_at(int(float(row["step"])), ends)
             for name, cell in row.items():
                 if name in ("step", "epoch") or not cell or name.split("/")[0] in skip:
                     continue
+                if not has_epoch and name in by_epoch:
+                    continue
                 if math.isfinite(value := float(cell)):
                     columns.setdefault(name, {})[epoch] = float(f"{value:.4g}")
+                    by_epoch |= {name} if has_epoch else set()
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         return {}
     return {name: _thinned(points) for name, points in columns.items()}

@@ -73,7 +73,7 @@ function curveSpec(runs, name, title, lines) {
   });
   const isShare = /^(validation|probe)\/|accuracy|waiting/.test(name);
   const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d", grid: false }, scale: { nice: false } };
-  const y = { type: "quantitative", title: null, scale: { zero: false }, axis: { ...(isShare && { format: ".0%" }), tickCount: 5 } };
+  const y = { type: "quantitative", title: null, scale: { zero: false }, axis: { ...(isShare && { format: ".2~%" }), tickCount: 5 } };
   const color = { field: "method", type: "nominal", ...methodColor, legend: null };
   const format = isShare ? ".1%" : ".4~g";
   const few = Math.max(...runs.map((run) => data.curves[run.id]?.[name]?.[0].length ?? 0)) < 30;

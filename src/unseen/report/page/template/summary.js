@@ -38,7 +38,7 @@ function lede(found, metric, level) {
   const best = found.reduce((a, b) => (b.mean > a.mean ? b : a));
   const where = best.cells === 1 ? `over ${count(best.pairs, "paired seed")}` : `over ${best.cells} cells and ${count(best.pairs, "pair")} of runs`;
   const sure = best.interval ? `${level} interval ${range(best.interval)}` : "one seed gives no interval";
-  return `${found.length > 1 ? "The most: " : ""}${best.method}, ${points(best.mean)} points of ${metricTitle(metric)} ${where}; ${sure}.`;
+  return `${found.length > 1 ? "The most: " : ""}${best.method} ${points(best.mean)} points of ${metricTitle(metric)} ${where}; ${sure}.`;
 }
 
 function verdictRow(one, reach, level) {
