@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from unseen.report.page.write import LIBRARIES, SCRIPTS, STYLES
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -34,6 +36,10 @@ def test_an_installed_wheel_trains_in_an_empty_folder(tmp_path):
     [wheel] = tmp_path.glob("unseen_dml-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "unseen/conf/train.yaml" in archive.namelist()
+        page = {name for name in archive.namelist() if name.startswith("unseen/report/page/")}
+        assert {f"unseen/report/page/{name}" for name in (*STYLES, *LIBRARIES, *SCRIPTS)} <= page
+        assert "unseen/report/page/template/page.html" in page
+        assert "unseen/report/page/vendor/bundled.LICENSES" in page
         archive.extractall(tmp_path / "installed")
     work = tmp_path / "work"
     work.mkdir()

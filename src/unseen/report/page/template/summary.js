@@ -56,7 +56,7 @@ function sureness(one, level) {
     return `${interval} over ${count(one.pairs, "paired seed")} in one cell${classes}.`;
   }
   const { all } = one;
-  const improved = `better in ${Math.round(all.improved * all.cells)} of ${all.cells} cells`;
+  const improved = `improved in ${Math.round(all.improved * all.cells)} of ${all.cells} cells`;
   const beats = `A run of it beats one of ${data.reference} with probability ${all.probability.toFixed(2)}`;
   const least = all.p_value <= all.smallest_p * 1.001 ? ` (${count(all.cells, "cell")} give no less)` : "";
   const p = `Sign-flip p ${probability(all.p_value)}${least}, ${probability(all.p_holm)} after Holm over ${count(data.overall.length, "comparison")}`;
