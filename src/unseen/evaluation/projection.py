@@ -15,19 +15,20 @@ def principal_plane(embeddings: Tensor) -> Tensor:
     Memory beyond the embeddings is `d²` and a chunk of rows.
 
     Args:
-        embeddings: `(N, d)` on the CPU.
+        embeddings: `(N, d)` float32 on the CPU.
 
     Returns:
         `(N, 2)` float32; a component that is not there (`d` is 1) is 0.
     """
     size = embeddings.shape[1]
-    mean = embeddings.mean(0, dtype=torch.float64)
+    mean = embeddings.mean(0)
     scatter = torch.zeros((size, size), dtype=torch.float64)
     for rows in embeddings.split(CHUNK):
-        centred = rows.double() - mean
-        scatter += centred.T @ centred
+        centred = rows - mean
+        scatter += centred.T @ centred  # products in float32, their sum is not
     components = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :2]  # eigenvalues ascend
     largest = components.abs().argmax(0, keepdim=True)
     components = components * components.gather(0, largest).sign()
-    points = torch.cat([((rows.double() - mean) @ components).float() for rows in embeddings.split(CHUNK)])
+    components = components.float()
+    points = torch.cat([(rows - mean) @ components for rows in embeddings.split(CHUNK)])
     return torch.nn.functional.pad(points, (0, 2 - points.shape[1]))

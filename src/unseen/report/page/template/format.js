@@ -28,6 +28,9 @@ const whole = (value) => (isNumber(value) ? value.toFixed(0) : NOTHING);
 const probability = (value) => (isNumber(value) ? (value < 0.001 ? "< 0.001" : value.toPrecision(2)) : NOTHING);
 const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
+/** A headline names a few; the rows below name all. */
+const shortened = (words) => (words.length > 4 ? [...words.slice(0, 3), `${words.length - 3} more`] : words);
+
 function listed(words) {
   if (words.length < 2) return words.join("");
   return `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;

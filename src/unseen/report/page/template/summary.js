@@ -8,7 +8,7 @@ function drawSummary() {
   show("what", "Which ", h("b", {}, data.compare), ` generalises to unseen classes? All against `, h("b", {}, data.reference), ".");
   byId("verdict").textContent = headline(found);
   byId("lede").textContent = lede(found, metric, level);
-  byId("scale").textContent = `Points of ${metricTitle(metric)}; shaded: differences within ±${percent(data.margin)}, which do not matter.`;
+  byId("scale").textContent = `Points of ${metricTitle(metric)}; shaded: differences within ±${percent(data.margin)}, which do not matter.${sign < 0 ? " Of a gap, less is better." : ""}`;
   const reach = Math.max(2 * data.margin, ...found.flatMap((one) => [one.mean, ...(one.interval ?? [])]).map(Math.abs)) * 1.08;
   show("verdicts", found.map((one) => verdictRow(one, reach, level)));
   drawCautions();
@@ -17,7 +17,7 @@ function drawSummary() {
 
 function headline(found) {
   if (!found.length) return "There are no pairs of runs to compare.";
-  const by = (verdict) => found.filter((one) => one.verdict === verdict).map((one) => one.method);
+  const by = (verdict) => shortened(found.filter((one) => one.verdict === verdict).map((one) => one.method));
   const better = by("better"), worse = by("worse"), equal = by("equivalent"), open = by("cannot tell");
   const are = (methods) => (methods.length > 1 ? "are" : "is");
   const parts = [
@@ -37,7 +37,7 @@ function lede(found, metric, level) {
   if (!found.length) return "No method shares a cell and a seed with the reference; see the grid below.";
   const best = found.reduce((a, b) => (b.mean > a.mean ? b : a));
   const where = best.cells === 1 ? `over ${count(best.pairs, "paired seed")}` : `over ${best.cells} cells and ${count(best.pairs, "pair")} of runs`;
-  const sure = best.interval ? `${level} interval ${range(best.interval)}` : "one seed gives no interval";
+  const sure = best.interval ? `${level} interval ${range(best.interval)}` : best.pairs === 1 ? "one seed gives no interval" : "equal differences give no interval";
   return `${found.length > 1 ? "The most: " : ""}${best.method} ${points(best.mean)} points of ${metricTitle(metric)} ${where}; ${sure}.`;
 }
 
