@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from typing import Any
 
 from unseen.report.comparison import Comparison
 from unseen.report.explorer import ERRORS
+from unseen.report.notes import notes
 from unseen.report.page.classes import class_values
 from unseen.report.page.run_files import curves, sheets
 from unseen.report.runs import Run, Runs, as_text
@@ -75,6 +76,9 @@ def page_content(comparison: Comparison, runs: Runs, beside: Path) -> dict[str, 
             )
         },
         "unreadable": plain(runs.unreadable),
+        "waiting": len(runs.waiting),
+        # What the page says elsewhere, with links, is left out.
+        "notes": notes(replace(comparison, missing=(), duplicates=(), unequal=())),
         "factors": list(comparison.cells[0].factors) if comparison.cells else [],
         "names": {"metrics": metrics, "splits": splits, "keys": keys, "values": values},
         "runs": [

@@ -27,8 +27,11 @@ function settingsOf(run) {
   return found;
 }
 
-/** Methods by their mean difference, the largest first. */
-const mostChanged = () => others.map((method) => standing(method, state.metric)).filter(Boolean).sort((a, b) => b.mean - a.mean).map((one) => one.method);
+/** Of a generalisation gap, less is better. */
+const sign = data.split.endsWith("gap") ? -1 : 1;
+
+/** Methods by their mean difference, the most improved first. */
+const mostChanged = () => others.map((method) => standing(method, state.metric)).filter(Boolean).sort((a, b) => sign * (b.mean - a.mean)).map((one) => one.method);
 
 /** What stands for a method over all cells: where there is one cell, the seeds in it; else the cells. */
 function standing(method, metric) {

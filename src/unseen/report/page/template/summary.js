@@ -35,7 +35,7 @@ function headline(found) {
 
 function lede(found, metric, level) {
   if (!found.length) return "No method shares a cell and a seed with the reference; see the grid below.";
-  const best = found.reduce((a, b) => (b.mean > a.mean ? b : a));
+  const best = found.reduce((a, b) => (sign * (b.mean - a.mean) > 0 ? b : a));
   const where = best.cells === 1 ? `over ${count(best.pairs, "paired seed")}` : `over ${best.cells} cells and ${count(best.pairs, "pair")} of runs`;
   const sure = best.interval ? `${level} interval ${range(best.interval)}` : best.pairs === 1 ? "one seed gives no interval" : "equal differences give no interval";
   return `${found.length > 1 ? "The most: " : ""}${best.method} ${points(best.mean)} points of ${metricTitle(metric)} ${where}; ${sure}.`;
@@ -64,22 +64,24 @@ function sureness(one, level) {
 }
 
 function drawCautions() {
-  const unfair = data.settings.filter((one) => !one.is_part);
+  const unfair = data.settings.filter((one) => one.is_within || !one.is_part);
   const failed = data.runs.filter((run) => run.status !== "success").length;
   const notes = [];
   if (unfair.length) {
     notes.push(h("details", {},
-      h("summary", {}, h("b", {}, "Compared runs differ in more than the method: "), listed([...new Set(unfair.map((one) => one.key))].slice(0, 4)), "."),
-      h("ul", {}, unfair.map((one) => h("li", {}, h("code", {}, one.key), `: ${one.reference} with ${data.reference}, ${one.value} with ${one.method} (${one.pairs} of ${count(one.of, "pair")})`)))));
+      h("summary", {}, h("b", {}, "Compared runs differ in more than the method and the seed: "), listed([...new Set(unfair.map((one) => one.key))].slice(0, 4)), "."),
+      h("ul", {}, unfair.map((one) => h("li", {}, h("code", {}, one.key), one.is_within ? `: ${one.reference} and ${one.value} among the seeds of ${one.method}` : `: ${one.reference} with ${data.reference}, ${one.value} with ${one.method} (${one.pairs} of ${count(one.of, "pair")})`)))));
   }
   const gaps = [
     data.missing.length && `${count(data.missing.length, "run")} missing`,
     data.unequal.length && `${count(data.unequal.length, "set")} of runs tested on other classes and not paired`,
+    data.waiting && `${count(data.waiting, "job")} without a record yet`,
     failed && `${failed} failed or interrupted`,
     data.duplicates.length && `${data.duplicates.length} run twice`,
     data.unreadable.length && `${count(data.unreadable.length, "unreadable record")}`,
   ].filter(Boolean);
   if (gaps.length) notes.push(h("p", {}, h("a", { href: "#grid" }, "What the grid lacks"), `: ${gaps.join(", ")}.`));
+  if (data.notes.length) notes.push(h("details", {}, h("summary", {}, "How to read these numbers"), h("ul", {}, data.notes.map((note) => h("li", {}, note)))));
   show("cautions", notes);
 }
 
@@ -90,7 +92,7 @@ function drawFacts() {
   show("facts", facts.map(([number, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, String(number)))));
 }
 
-const MOST_CELLS = 40;
+const MOST_CELLS = 24;
 let intervalOver = "seeds";
 
 function drawDifferences() {
@@ -117,12 +119,12 @@ function drawDifferences() {
     (left > 0 ? ` The first ${MOST_CELLS} cells; ${left} more are in the table.` : "");
   if (!rows.length) return show("differences-chart", h("p.hint", {}, "There is nothing to subtract."));
   const y = { field: "cell", type: "nominal", sort: ["all cells", ...cells], title: null, axis: { labelLimit: isNarrow() ? 110 : 280, grid: false, ticks: false, domain: false, labelPadding: 10, labelColor: "var(--ink)" }, scale: { paddingInner: 0.35 } };
-  const x = { type: "quantitative", title: "points", scale: { domain, nice: 6 }, axis: { tickCount: isNarrow() ? 5 : 9 } };
+  const x = { type: "quantitative", title: "points", scale: { domain, nice: 6 }, axis: { tickCount: isNarrow() ? 5 : 9, orient: cells.length > 10 ? "top" : "bottom" } };
   const yOffset = { field: "method", type: "nominal", sort: others };
   const color = { field: "method", type: "nominal", ...methodColor, scale: { domain: others, range: others.map(colorOf) } };
   const shape = { field: "method", type: "nominal", scale: { domain: others, range: others.map((_, i) => SHAPES[i % SHAPES.length]) } };
   const tooltip = [{ field: "cell", title: "cell" }, { field: "method", title: "method" }, { field: "mean", title: "points", format: "+.2f" }, { field: "low", title: "from", format: "+.2f" }, { field: "high", title: "to", format: "+.2f" }, { field: "of", title: "over" }, { field: "verdict", title: "verdict" }];
-  const step = Math.max(13, 22 - 2 * others.length);
+  const step = Math.max(cells.length > 10 ? 9 : 13, 22 - 2 * others.length);
   draw(byId("differences-chart"), {
     height: { step },
     data: { values: rows },
