@@ -50,6 +50,7 @@ def test_one_command_prints_and_writes_the_comparison(sweep, tmp_path, record):
     assert "6 finished runs. Written to runs/report" in output
     written = set(os.listdir(tmp_path / "runs" / "report"))
     assert {"comparison.csv", "overall.csv", "runs.csv", "comparison.md", "comparison.tex"} <= written
+    assert "comparison.html" in written
     with (tmp_path / "runs" / "report" / "comparison.csv").open() as file:
         [full] = [
             line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +107,19 @@ def test_without_pyarrow_it_names_the_remedy(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"unseen-dml\[explorer\]"):
         write_errors([run])
+
+
+def test_one_command_writes_them_and_the_page_knows(run: Run, record: Callable[..., RunRecord]) -> None:
+    pytest.importorskip("pyarrow")
+    record("full", value=0.6).save(run.folder / "record.json")
+    record("baseline").save(run.folder.parent / "other" / "record.json")
+    subprocess.run(
+        [sys.executable, "-m", "unseen", "report", "runs=.", "output=report", "explorer=true"],
+        cwd=run.folder.parent,
+        check=True,
+        capture_output=True,
+    )
+    assert (run.folder / "errors.parquet").is_file()
+    page = (run.folder.parent / "report" / "comparison.html").read_text(encoding="utf-8")
+    assert (page.count('"errors": true'), page.count('"errors": false')) == (1, 1)
+    assert '"folder": "../run"' in page

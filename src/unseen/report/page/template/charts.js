@@ -34,7 +34,7 @@ async function draw(element, spec, words) {
   const save = h("button.quiet.save", { type: "button", "aria-label": `Save as SVG: ${words}`, onclick: () => saveSvg(element.view, words) }, "SVG");
   element.replaceChildren(place, save);
   const full = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit-x", contains: "padding" }, ...spec, config: CONFIG };
-  const { view } = await vegaEmbed(place, full, { renderer: "svg", actions: false, tooltip: { theme: "page" }, logLevel: vega.Error });
+  const { view } = await vegaEmbed(place, full, { renderer: "svg", actions: false, ast: true, tooltip: { theme: "page" }, logLevel: vega.Error });
   // The drawing's own words would be read out a second time.
   place.querySelector("svg")?.setAttribute("aria-hidden", "true");
   element.view = view;

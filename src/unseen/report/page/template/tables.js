@@ -92,7 +92,7 @@ function runRows() {
     ...Object.fromEntries(data.factors.map((_, i) => [`factor${i}`, run.factors[i]])),
     ...Object.fromEntries(data.metrics.map((metric, i) => [`metric${i}`, valueOf(run, data.split, metric.key)])),
     gap: valueOf(run, "gap", data.metrics[0].key), validation: valueOf(run, "validation", data.metrics[0].key),
-    epoch: run.epoch, speed: run.speed, seconds: run.seconds, memory: run.gpu_memory ?? run.memory,
+    command: run.command, epoch: run.epoch, speed: run.speed, seconds: run.seconds, memory: run.gpu_memory ?? run.memory,
   }));
 }
 
@@ -115,6 +115,7 @@ function drawRuns() {
     numeric("Images/s", "speed", whole),
     numeric("Training", "seconds", duration),
     numeric("Memory", "memory", bytes),
+    { title: "Command", field: "command", headerSort: false, print: false, formatter: (cell) => (cell.getValue() ? h("button.copy", { type: "button", "aria-label": `Copy the command of ${cell.getData().name}`, onclick: (event) => copy(cell.getValue(), event.target) }, "Copy") : NOTHING) },
   ];
   runsTable = makeTable("runs-table", "Runs", columns, rows, { index: "id", ...(rows.length > 20 && { height: "min(70vh, 640px)" }) });
   const search = h("input", { type: "search", placeholder: "name, folder, …", oninput: () => filter() });
