@@ -10,7 +10,8 @@ const opener = (text, open, label) => h("button.link", { type: "button", onclick
 function makeTable(id, label, columns, rows, more = {}) {
   const table = new Tabulator(`#${id}`, {
     data: rows, columns, layout: "fitDataFill", placeholder: "Nothing fits these filters.", columnHeaderSortMulti: true, resizableColumnFit: false,
-    movableColumns: false, columnDefaults: { headerSortTristate: true, resizable: false, minWidth: 52 },
+    // One height for all: measuring each would cost seconds, and catch names before their column has its width.
+    rowHeight: isNarrow() ? 54 : 38, movableColumns: false, columnDefaults: { headerSortTristate: true, resizable: false, minWidth: 52 },
     printAsHtml: true, printStyled: false, printRowRange: rows.length > 150 ? "visible" : "active",
     ...more,
   });
@@ -51,7 +52,7 @@ function methodColumns() {
   const [cell, seeds] = [named("Cell", "cell"), numeric("Seeds", "seeds", whole)];
   const plusMinus = (field) => (cell) => { const margin = cell.getData()[field]; return spaced(percent(cell.getValue()), isNumber(margin) ? `±${percent(margin)}` : ""); };
   return [
-    named("Method", "method", { frozen: !isNarrow(), sorter: (a, b) => data.methods.indexOf(a) - data.methods.indexOf(b), formatter: (cell) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(cell.getValue())}`, "aria-hidden": "true" }), opener(cell.getValue(), () => openGroup(cell.getData().result), `Open ${cell.getValue()} in ${cell.getData().cell}`)) }),
+    named("Method", "method", { ...(isNarrow() ? { width: 142 } : { frozen: true }), sorter: (a, b) => data.methods.indexOf(a) - data.methods.indexOf(b), formatter: (cell) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(cell.getValue())}`, "aria-hidden": "true" }), opener(cell.getValue(), () => openGroup(cell.getData().result), `Open ${cell.getValue()} in ${cell.getData().cell}`), isNarrow() && h("span.sub", {}, cell.getData().cell)) }),
     ...(isNarrow() ? [] : [cell, seeds]),
     numeric(`${title} %`, "mean", percent, { formatter: plusMinus("half") }),
     numeric(`− ${data.reference}`, "difference", points, { formatter: (cell) => { const margin = cell.getData().differenceHalf; return spaced(cell.getData().method === data.reference ? "" : points(cell.getValue()), isNumber(margin) ? `±${percent(margin)}` : ""); } }),
