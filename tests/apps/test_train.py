@@ -93,26 +93,6 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, 
 
 
 @pytest.mark.slow
-def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tiny_run):
-    result = train(
-        tmp_path,
-        tiny_run,
-        "--multirun",
-        "ablation=baseline,cann",
-        "logger=wandb",
-        "pictures=false",
-        "hydra.sweep.dir=sweep",
-        WANDB_API_KEY="",
-        NETRC="/nonexistent",
-    )
-    assert result.returncode == 0, result.stderr
-    assert "logging offline" in result.stdout + result.stderr
-    records = sorted((tmp_path / "sweep").glob("*/record.json"))
-    assert [json.loads(path.read_text())["choices"]["ablation"] for path in records] == ["baseline", "cann"]
-    assert len(list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))) == 2
-
-
-@pytest.mark.slow
 def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
     result = train(
         tmp_path,
@@ -170,19 +150,6 @@ def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run, override):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: {override}")
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.slow
-def test_a_job_that_is_refused_does_not_end_the_sweep(tmp_path, tiny_run):
-    result = train(
-        tmp_path, tiny_run, "--multirun", "loss=proxy_anchor,triplet", "miner=hard", "sampler=class_balanced",
-        "pictures=false", "hydra.sweep.dir=sweep", "debug=fast",
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert "error: " in result.stderr
-    assert "Traceback" not in result.stderr
-    [record] = (tmp_path / "sweep").glob("*/record.json")
-    assert json.loads(record.read_text())["choices"]["loss"] == "triplet"
 
 
 def test_the_command_names_its_commands(tmp_path):

@@ -123,6 +123,7 @@ def _kernel(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_UN)  # of copies that children may have, too
 
 
 def _take(file: IO[str], folder: Path) -> None:

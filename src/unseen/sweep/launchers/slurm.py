@@ -28,6 +28,7 @@ class Slurm:
 
     Args:
         cluster: `slurm`, or `local` for processes of this machine that behave like Slurm's.
+        max_requeues: times that a job may be queued again because its time was up.
         parameters: of `submitit.AutoExecutor.update_parameters`; those that are none are left out.
 
     Raises:
@@ -36,13 +37,14 @@ class Slurm:
 
     at_once = None
 
-    def __init__(self, cluster: str, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: str, max_requeues: int, parameters: Mapping[str, Any]) -> None:
         try:
             import submitit
         except ImportError as error:
             raise ImportError("submitit is not installed: pip install 'unseen-dml[slurm]'") from error
         self.submitit: Any = submitit
         self.cluster = cluster
+        self.max_requeues = max_requeues
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
 
     def __call__(self, jobs: Sequence[Job], lock: str, console: Console) -> list[Outcome]:
@@ -56,7 +58,9 @@ class Slurm:
         if not waiting:
             return []
         folder = waiting[0].folder.parent / ".submitit"
-        executor = self.submitit.AutoExecutor(folder=folder, cluster=self.cluster)
+        executor = self.submitit.AutoExecutor(
+            folder=folder, cluster=self.cluster, **{f"{self.cluster}_max_num_timeout": self.max_requeues}
+        )
         executor.update_parameters(**self.parameters)
         with executor.batch():
             submitted = [executor.submit(Requeued(job, lock)) for job in waiting]

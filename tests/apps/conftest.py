@@ -1,0 +1,62 @@
+"""Small jobs of sweeps, and callbacks that make them misbehave."""
+
+import os
+
+import pytest
+
+CALLBACKS = """
+import os, signal, time
+from pathlib import Path
+from lightning import Callback
+
+class Dies(Callback):
+    '''Kills this process and the one that started it in the second epoch, once.'''
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 5 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class Fails(Callback):
+    '''Fails as long as a file is there.'''
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
+
+    def on_train_start(self, *_):
+        if self.marker.exists():
+            raise RuntimeError("the disk is full\\nas it was yesterday")
+
+class Slow(Callback):
+    def on_train_batch_end(self, *_):
+        time.sleep(0.5)
+"""
+
+
+@pytest.fixture
+def small(tiny_run):
+    """Overrides of jobs of six steps in two epochs, which save after each."""
+    return [
+        *(word for word in tiny_run if not word.startswith("trainer.max_epochs")),
+        "trainer.max_epochs=2", "sampler=class_balanced", "sampler.classes_per_batch=4",
+        "sampler.images_per_class=2", "save_every=0", "pictures=false", "evaluation.probe_classes=0",
+        "evaluation.resamples=10", "evaluation.draws=1", "sweep_folder=sweep",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def misbehaving(tmp_path, monkeypatch):
+    """`misbehaving("Dies", marker=…)`: overrides that add one of `CALLBACKS` to a run of any process."""
+    (tmp_path / "callbacks_of_a_test.py").write_text(CALLBACKS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def callback(name, **arguments):
+        given = [f"+callbacks.mine._target_=callbacks_of_a_test.{name}"]
+        return given + [f"+callbacks.mine.{key}={value}" for key, value in arguments.items()]
+
+    return callback
