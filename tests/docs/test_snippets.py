@@ -26,6 +26,7 @@ import yaml
 from hydra.utils import get_object
 
 from unseen.config.command_line import check_overrides
+from unseen.config.sweep import planned
 from unseen.config.values import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report) ?(.*)$")
+COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],
@@ -110,6 +111,9 @@ def check_command(line: str) -> None:
     overrides = [word for word in words if "=" in word]
     flags = {word for word in words if "=" not in word} - {folder}
     assert flags <= {"--multirun", "--config-dir", "--cfg", "job"}, line
+    if found[1] == "sweep" or "--multirun" in words:
+        assert planned(overrides, folder)[1]
+        return
     check_overrides(found[1], overrides, folder)
 
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unseen.config.command_line import building, check_overrides, config_folder, searched
-from unseen.config.freeze import Freezer, Frozen
-from unseen.config.grid import cells
+from unseen.config.freeze import Freezer
+from unseen.config.grid import Cell, cells
 from unseen.config.values import UsageError
 from unseen.sweep import ledger
 from unseen.sweep.job import State
@@ -41,10 +41,11 @@ def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str 
         UsageError: before anything runs: what was typed, or any job that follows from it, cannot work.
     """
     console = Console()
-    own, of_jobs = _divided(typed)
-    settings = _settings(own, config_dir)
+    settings, grid = planned(typed, config_dir, config_name)
     launcher = _launcher(settings)
-    frozen = _frozen(settings, of_jobs, config_dir, config_name)
+    freezer = Freezer(config_name, config_dir)
+    made = (freezer.freeze(cell.overrides, _root(settings), cell.name or None) for cell in grid)
+    frozen = list({one.job.key: one for one in made}.values())
     states = ledger.survey([one.job for one in frozen])
     console.print(ledger.table(states))
     console.print(ledger.forecast(states, launcher.at_once), soft_wrap=True)
@@ -60,6 +61,20 @@ def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str 
     if stopped.is_set():
         return STOPPED
     return 1 if any(outcome.failed for outcome in outcomes) else 0
+
+
+def planned(
+    typed: Sequence[str], config_dir: str | None = None, config_name: str = "train"
+) -> tuple[DictConfig, list[Cell]]:
+    """Settings of the sweep itself, and its grid; see `sweep`.
+
+    Raises:
+        UsageError: what was typed cannot work.
+    """
+    own, of_jobs = _divided(typed)
+    settings = _settings(own, config_dir)
+    grid = [] if settings.get("sweep") is None else settings.sweep.grid
+    return settings, cells(grid, of_jobs, config_name, config_dir)
 
 
 def _divided(typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -96,16 +111,3 @@ def _launcher(settings: DictConfig) -> Any:
 
 def _root(settings: DictConfig) -> Path:
     return Path(settings.sweep_folder).expanduser()
-
-
-def _frozen(
-    settings: DictConfig, of_jobs: Sequence[str], config_dir: str | None, config_name: str
-) -> list[Frozen]:
-    """Every job of the grid, once."""
-    grid = [] if settings.get("sweep") is None else settings.sweep.grid
-    freezer = Freezer(config_name, config_dir)
-    found: dict[str, Frozen] = {}
-    for cell in cells(grid, of_jobs, config_name, config_dir):
-        one = freezer.freeze(cell.overrides, _root(settings), cell.name or None)
-        found.setdefault(one.job.key, one)
-    return list(found.values())
