@@ -192,7 +192,8 @@ def refusal(override: str) -> str | None:
     """Why no command has it; none if one does, among suitable companions."""
     reasons = []
     first, *others_of_train = [("train", companions) for companions in COMPANIONS]
-    for command, companions in [first, ("report", []), *others_of_train]:
+    of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
+    for command, companions in [first, ("report", []), *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
             check_overrides(command, [*others, override])

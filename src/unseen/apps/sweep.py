@@ -5,6 +5,7 @@ from __future__ import annotations
 from hydra._internal.utils import get_args_parser
 
 from unseen.config.command_line import explained, help_text
+from unseen.config.values import UsageError
 
 
 def main() -> None:
@@ -15,6 +16,9 @@ def main() -> None:
             named = [word for word in arguments.overrides if "=" not in word]
             print(help_text("sweep", arguments.config_dir, named))
             return
+        if arguments.cfg or arguments.info:
+            raise UsageError("A sweep has many configs. For one: unseen train <overrides of a job> --cfg job")
+        # Here, because `--help` need not wait for it.
         from unseen.config.sweep import sweep
 
         raise SystemExit(sweep(arguments.overrides, arguments.config_dir))

@@ -72,6 +72,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if arguments.multirun:
                     if config_name != "train":
                         raise UsageError("--multirun: only training runs in sweeps, by `unseen sweep`.")
+                    if arguments.cfg or arguments.info:
+                        raise UsageError("--multirun: many configs. For one of them leave it out.")
                     from unseen.config.sweep import sweep
 
                     raise SystemExit(sweep(arguments.overrides, arguments.config_dir, name))
