@@ -21,6 +21,7 @@ def card(folder="run", overrides=(), config=None, resume_from=None, key="0123456
         (["data=glyphs", "loss=multi_similarity", "ablation=full", "seed=0"], ""),
         (["loss.function.alpha=3"], " · loss.function.alpha=3"),
         (["backbone=vit", "+trainer.max_steps=9"], " · backbone=vit · trainer.max_steps=9"),
+        (["loss.function.alpha=3", "loss.function.alpha=4"], " · loss.function.alpha=4"),
         (["data.root=/there", "logger=[wandb,mlflow]", "~check.allow"], ""),
         (["hydra.run.dir=x", "hydra/launcher=joblib"], ""),
     ],
@@ -34,7 +35,7 @@ def test_what_has_no_choice_is_not_named():
 
 
 def test_a_long_name_still_ends_with_its_seed_and_fits():
-    typed = [f"optimizer.learning_rates.backbone=1e-{number}" for number in range(9)]
+    typed = [f"optimizer.learning_rates.part_{number}=1e-{number}" for number in range(9)]
     long = card(overrides=typed)
     assert len(long.name) <= 128
     assert long.name.endswith("… · s0")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import wandb
@@ -82,7 +83,7 @@ def test_a_failed_run_is_marked_as_failed_and_shows_how_far_it_came(failed):
     assert found.exit_code == 1
     assert found.config["run"]["job_key"] == json.loads((failed / "record.json").read_text())["job_key"]
     assert [row["epoch"] for row in found.history if "train/loss" in row] == [0]
-    best = found.summary["validation/map_at_r.max"]
+    best = found.summary["validation/map_at_r"]["max"]
     assert 0 <= best <= 1
     assert "unseen/map_at_r" not in found.summary
 
@@ -120,14 +121,17 @@ def test_epochs_are_the_axis_and_final_results_are_flat_columns(resumed):
 
 
 def test_the_worst_queries_are_a_table_of_bounded_size_with_thumbnails(resumed):
-    table = json.loads(next(resumed.glob("wandb/*/files/media/table/errors*.json")).read_text())
+    [artifact] = [artifact for artifact in read(resumed).artifacts if artifact.type == "run_table"]
+    files = {part.path: Path(part.local_path) for part in artifact.manifest.contents}
+    table = json.loads(files["worst_queries.table.json"].read_text())
     columns = {name: index for index, name in enumerate(table["columns"])}
     assert 0 < len(table["data"]) <= 32
     values = [row[columns["MAP@R"]] for row in table["data"]]
     assert values == sorted(values)
     first = table["data"][0]
     assert first[columns["query"]]["_type"] == "image-file"
-    assert max(first[columns["query"]]["width"], first[columns["query"]]["height"]) <= 96
+    assert first[columns["query"]]["path"] in files
+    assert max(first[columns["query"]][side] for side in ("width", "height")) <= 96
     assert first[columns["class"]].startswith("class ")
     assert first[columns["path"]].startswith(first[columns["class"]])
     nearest = first[columns["neighbour 1"]]["caption"]

@@ -85,8 +85,8 @@ class RunCard:
 
     @property
     def _title(self) -> str:
-        varied = (override.lstrip("+") for override in self.overrides if _tells(_key(override)))
-        return " · ".join([*self.chosen.values(), *varied])
+        last = {_key(override): override.lstrip("+") for override in self.overrides}
+        return " · ".join([*self.chosen.values(), *(text for key, text in last.items() if _tells(key))])
 
     def identify(self) -> Identity:
         """The id of this run, written into its folder.

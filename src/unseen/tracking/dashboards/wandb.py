@@ -172,7 +172,7 @@ def _(logger: WandbLogger, metric: str, errors: Sequence[QueryError]) -> None:
         table.add_data(
             _thumbnail(error.image, error.name), error.name, error.path, error.value, first, *found
         )
-    logger.experiment.log({"errors": table})
+    logger.experiment.log({"worst_queries": table})
 
 
 def _thumbnail(pixels: np.ndarray, caption: str) -> Any:
