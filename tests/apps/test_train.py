@@ -110,6 +110,7 @@ def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(
     records = sorted((tmp_path / "sweep").glob("*/record.json"))
     assert [json.loads(path.read_text())["choices"]["ablation"] for path in records] == ["baseline", "cann"]
     assert len(list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))) == 2
+    assert len({path.read_text() for path in (tmp_path / "sweep").glob("*/dashboard.json")}) == 2
 
 
 @pytest.mark.slow

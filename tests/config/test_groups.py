@@ -12,8 +12,8 @@ from unseen.config.groups import markdown_table, read_groups
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def groups():
-    return read_groups([config_folder()], "train")
+def groups(*commands):
+    return [group for name in commands or ("train",) for group in read_groups([config_folder()], name)]
 
 
 def test_the_table_of_the_readme_is_made_from_the_configuration():
@@ -26,7 +26,7 @@ def test_the_table_of_the_readme_is_made_from_the_configuration():
 def test_every_group_is_described_and_every_described_group_is_there():
     folders = {path.name for path in config_folder().iterdir() if path.is_dir()}
     described = OmegaConf.load(config_folder() / "groups.yaml")
-    assert set(described) == folders == {group.name for group in groups()}
+    assert set(described) == folders == {group.name for group in groups("train", "report")}
     assert all(described.values())
 
 

@@ -52,13 +52,12 @@ def mlflow_logger(
         log_model: keep checkpoints as artifacts: at the end, or `all` of them as they are written.
 
     Raises:
-        ImportError: MLflow is not installed.
-        ValueError: MLflow refuses the store.
+        ValueError: MLflow is not installed, or refuses the store.
     """
     try:
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "logger=mlflow: MLflow is not installed. Run `pip install 'unseen-dml[mlflow]'`."
         ) from error
     labels = {**card.labels, "group": card.group, "job_type": job_type, **(tags or {})}
