@@ -1,6 +1,8 @@
 """The steps of a run reach every logger; W&B is online only with a key, and says so when it is not."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +98,9 @@ def test_results_and_pictures_reach_tensorboard(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("unseen/recall_at_1")] == [(3, 0.5)]
     assert (events.Images("pictures/sheet")[0].width, events.Images("pictures/sheet")[0].height) == (6, 4)
     assert "unseen/recall_at_1" in (tmp_path / "csv" / "metrics.csv").read_text()
+
+
+def test_dashboards_that_are_not_used_are_not_loaded():
+    code = "import sys, unseen.tracking.dashboards; print({'wandb', 'mlflow'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

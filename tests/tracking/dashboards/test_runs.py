@@ -1,5 +1,6 @@
 """Whole runs as their dashboards hold them, without a network: finished, failed, killed, resumed."""
 
+import csv
 import json
 import os
 import signal
@@ -150,6 +151,13 @@ def test_a_resumed_run_goes_on_in_the_run_it_resumes(failed, resumed):
     assert [row["epoch"] for row in second.history if "train/loss" in row][-1] == 1
     _, runs = stored(second.run.run_id)
     assert len(runs) == 1, "MLflow too"
+
+
+def test_the_csv_of_a_resumed_run_has_both_parts_once(resumed):
+    with (resumed / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows if row["train/loss"]] == [0, 1]
+    assert [int(row["step"]) for row in rows] == sorted(int(row["step"]) for row in rows)
 
 
 def test_mlflow_holds_the_same_run(resumed):

@@ -5,7 +5,7 @@ Every function takes all loggers of a run and leaves to each what it can show: f
 `tensorboard.py` beside this file), and Lightning's own logger objects are served like those of `logger=…`.
 """
 
-from unseen.tracking.dashboards import mlflow, tensorboard, wandb
+from unseen.tracking.dashboards import metrics_file, mlflow, tensorboard, wandb
 from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.dashboards.loggers import (
     begin,
@@ -25,6 +25,7 @@ __all__ = [
     "log_pictures",
     "log_projection",
     "log_results",
+    "metrics_file",
     "mlflow",
     "shows_errors",
     "tensorboard",
