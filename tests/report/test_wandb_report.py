@@ -1,11 +1,17 @@
 """The workspace and the report of W&B, as the JSON that would be sent; nothing is sent."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
+from wandb_workspaces.reports.v2 import Report
+from wandb_workspaces.workspaces import Workspace
 
 from unseen.report.comparison import compare
 from unseen.report.runs import Run, Runs
@@ -132,3 +138,46 @@ def test_what_cannot_be_published_is_said_before_anything_is_sent(runs, tmp_path
     unlogged = Runs(tuple(Run(tmp_path / "nowhere", run.record) for run in runs.finished))
     with pytest.raises(ValueError, match="none of the runs was logged"):
         publish(comparison, unlogged, "birds")
+
+
+def test_both_are_saved_under_the_accounts_own_name_and_their_addresses_are_said(runs, monkeypatch):
+    saved = []
+
+    def save(self):
+        saved.append((type(self).__name__, self.entity, self.project))
+        return SimpleNamespace(url=f"https://example/{type(self).__name__}")
+
+    monkeypatch.setattr("unseen.tracking.dashboards.wandb.has_key", lambda: True)
+    monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(default_entity="mine"))
+    monkeypatch.setattr(Workspace, "save", save)
+    monkeypatch.setattr(Report, "save", save)
+    said = str(publish(compare(runs), runs, "birds"))
+    assert saved == [("Workspace", "mine", "birds"), ("Report", "mine", "birds")]
+    assert "https://example/Workspace" in said
+    assert "https://example/Report" in said
+    assert "7" in said.splitlines()[-1]
+
+    def refuse(self):
+        raise wandb.errors.CommError("no such project")
+
+    monkeypatch.setattr(Report, "save", refuse)
+    with pytest.raises(ValueError, match=r"to=wandb: W&B refuses 'me/birds': no such project"):
+        publish(compare(runs), runs, "birds", "me")
+
+
+def test_the_command_prints_its_tables_first_and_says_in_words_what_is_missing(runs, tmp_path):
+    for run in runs.finished:
+        run.record.save(run.folder / "record.json")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "unseen", "report", f"runs={tmp_path}", "to=wandb", "to.project=birds"],
+        env={**environment, "NETRC": str(tmp_path / "netrc"), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "8 finished runs" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: to=wandb: no W&B API key.")

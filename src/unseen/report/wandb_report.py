@@ -51,7 +51,8 @@ def publish(comparison: Comparison, runs: Runs, project: str, entity: str | None
         entity: user or team; none for the default of the account.
 
     Raises:
-        ValueError: none of the runs was logged, there is no key, or wandb-workspaces is not installed.
+        ValueError: none of the runs was logged, there is no key, W&B refuses it, or wandb-workspaces is not
+            installed.
     """
     from unseen.tracking.dashboards.wandb import has_key
 
@@ -65,9 +66,12 @@ def publish(comparison: Comparison, runs: Runs, project: str, entity: str | None
         raise ValueError("to=wandb: no W&B API key. Run `wandb login`, or set WANDB_API_KEY.")
     import wandb
 
-    owner = entity or str(wandb.Api().default_entity)
-    view = workspace(comparison, runs, project, owner).save()
-    text = report(comparison, runs, project, owner).save()
+    try:
+        owner = entity or str(wandb.Api().default_entity)
+        view = workspace(comparison, runs, project, owner).save()
+        text = report(comparison, runs, project, owner).save()
+    except wandb.Error as error:
+        raise ValueError(f"to=wandb: W&B refuses '{entity or ''}/{project}': {error}") from error
     return Published(view.url, text.url, len(identities))
 
 

@@ -6,12 +6,20 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import wandb
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unseen.tracking.dashboards import RunCard, finish, log_pictures, log_results, shows_errors
+from unseen.tracking.dashboards import (
+    RunCard,
+    finish,
+    log_pictures,
+    log_projection,
+    log_results,
+    shows_errors,
+)
 from unseen.tracking.dashboards.wandb import has_key, wandb_logger
 
 KEY = 40 * "0"
@@ -92,11 +100,13 @@ def test_results_and_pictures_reach_tensorboard(tmp_path):
     ]
     log_results(loggers, {"unseen/recall_at_1": 0.5}, step=3)
     log_pictures(loggers, {"sheet": tmp_path / "sheet.png"})
+    log_projection(loggers, np.eye(3), ["a", "b", "b"], torch.zeros(3, 3, 4, 4))
     assert not shows_errors(loggers)
     finish(loggers, "success")
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("unseen/recall_at_1")] == [(3, 0.5)]
     assert (events.Images("pictures/sheet")[0].width, events.Images("pictures/sheet")[0].height) == (6, 4)
+    assert [path.read_text() for path in (tmp_path / "tb").rglob("metadata.tsv")] == ["a\nb\nb\n"]
     assert "unseen/recall_at_1" in (tmp_path / "csv" / "metrics.csv").read_text()
 
 

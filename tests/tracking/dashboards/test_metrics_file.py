@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from unseen.tracking.dashboards import log_results
 from unseen.tracking.dashboards.metrics_file import MetricsFile
 
 
@@ -48,6 +49,12 @@ def test_a_run_that_is_killed_before_it_logs_loses_nothing(stopped):
     before = rows(stopped)
     MetricsFile(stopped, stopped / "metrics.csv").log_hyperparams({"seed": 0})
     assert rows(stopped) == before
+
+
+def test_costs_are_no_column(tmp_path):
+    log_results([logger := MetricsFile(tmp_path)], {"unseen/map_at_r": 0.5, "cost/train_seconds": 9.0}, 3)
+    logger.save()
+    assert rows(tmp_path) == [(3, {"unseen/map_at_r": 0.5})]
 
 
 def test_a_run_of_its_own_begins_anew(stopped):

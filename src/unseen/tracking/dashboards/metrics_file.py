@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from unseen.tracking.dashboards.card import RunCard
+from unseen.tracking.dashboards.loggers import log_results_one
 
 NAME = "metrics.csv"
 
@@ -56,6 +57,13 @@ class MetricsFile(CSVLogger):
         Path(writer.metrics_file_path).unlink(missing_ok=True)
         writer.metrics, writer.metrics_keys = kept, []
         writer.save()
+
+
+@log_results_one.register
+def _(logger: MetricsFile, results: Mapping[str, float], step: int) -> None:
+    """Costs are no metrics; the record beside the file has them."""
+    metrics = {name: value for name, value in results.items() if not name.startswith("cost/")}
+    logger.log_metrics(metrics, step)
 
 
 def metrics_file(card: RunCard) -> MetricsFile:
