@@ -93,6 +93,28 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, 
 
 
 @pytest.mark.slow
+def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tiny_run):
+    result = train(
+        tmp_path,
+        tiny_run,
+        "--multirun",
+        "ablation=baseline,cann",
+        "logger=wandb",
+        "pictures=false",
+        "sweep_folder=sweep",
+        WANDB_API_KEY="",
+        NETRC="/nonexistent",
+    )
+    assert result.returncode == 0, result.stderr
+    logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/log.txt")]
+    assert ["logging offline" in log for log in logs] == [True, True]
+    records = sorted((tmp_path / "sweep").glob("*/record.json"))
+    assert [json.loads(path.read_text())["choices"]["ablation"] for path in records] == ["baseline", "cann"]
+    assert len(list((tmp_path / "sweep").glob("*/wandb/offline-run-*"))) == 2
+    assert len({path.read_text() for path in (tmp_path / "sweep").glob("*/dashboard.json")}) == 2
+
+
+@pytest.mark.slow
 def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
     result = train(
         tmp_path,

@@ -12,8 +12,11 @@ from unseen.config.groups import markdown_table, read_groups
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def groups():
-    return [group for app in ("train", "sweep") for group in read_groups([config_folder()], app)]
+COMMANDS = ("train", "sweep", "report")
+
+
+def groups(*commands):
+    return [group for name in commands or COMMANDS for group in read_groups([config_folder()], name)]
 
 
 def test_the_table_of_the_readme_is_made_from_the_configuration():
@@ -44,7 +47,7 @@ def test_the_default_is_a_choice():
 
 def test_help_shows_groups_choices_and_defaults_and_a_group_in_words():
     text = help_text("train")
-    for group in read_groups([config_folder()], "train"):
+    for group in groups("train"):
         assert group.decides in text
     assert "`unseen sweep`: where its runs take place" in help_text("sweep")
     assert "multi_similarity*" in text

@@ -48,6 +48,7 @@ COMPANIONS = (
     ["protocol=folds"],
     ["loss=combined"],
     ["memory=cross_batch"],
+    ["logger=[wandb,mlflow]"],
 )
 """Choices that have keys which others have not."""
 PLACEHOLDERS = {"group=choice", "key=value"}

@@ -11,8 +11,9 @@ from unseen.config.command_line import building, command
 
 @command("report")
 def main(config: DictConfig) -> None:
-    """Print the comparison, and write its tables."""
+    """Print the comparison, write its tables, and publish it where that was asked for."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from hydra.utils import instantiate
     from rich.console import Console
 
     from unseen.report.comparison import compare
@@ -51,6 +52,9 @@ def main(config: DictConfig) -> None:
         )
     names = ", ".join(path.name for path in (page, *written))
     console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
+    if config.get("to") is not None:
+        with building():
+            console.print(str(instantiate(config.to)(comparison, runs)), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from unseen.data.module import DataModule
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
+from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
 from unseen.training.checkpoints import Checkpoints, check_resumable
 from unseen.training.learner import MetricLearner
@@ -89,20 +90,28 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         check_from=config.check_from,
         epochs=config.trainer.max_epochs,
     )
-    return Run(
-        config=content,
+    card = RunCard(
         choices={
             str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)
         },
         overrides=[str(override) for override in config.overrides],
+        config=content,
+        job_key=key_of(content, data.split.fingerprint),
+        folder=folder,
+        resume_from=resume_from,
+    )
+    return Run(
+        config=content,
+        choices=dict(card.choices),
+        overrides=list(card.overrides),
         folder=folder,
         data=data,
         learner=learner,
-        trainer=_build_trainer(config, data, folder, identity, given),
+        trainer=_build_trainer(config, data, card, identity, given),
         evaluate=evaluation,
         evaluation=settings,
         seed=config.seed,
-        job_key=key_of(content, data.split.fingerprint),
+        job_key=card.job_key,
         weights=weights_hash(content),
         resume_from=resume_from,
         draws_pictures=config.pictures,
@@ -179,12 +188,12 @@ def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_cla
 
 
 def _build_trainer(
-    config: DictConfig, data: DataModule, folder: Path, identity: dict[str, Any], given: Given
+    config: DictConfig, data: DataModule, card: RunCard, identity: dict[str, Any], given: Given
 ) -> Trainer:
     validates = len(data.split.validation) > 0
     checkpoint = Checkpoints(
         identity,
-        dirpath=folder / "checkpoints",
+        dirpath=card.folder / "checkpoints",
         filename="{epoch:03d}",
         monitor=MONITOR if validates else None,
         mode="max",
@@ -192,12 +201,16 @@ def _build_trainer(
         auto_insert_metric_name=False,
     )
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
-    loggers = [*instantiate(config.logger).values(), *given.loggers]
+    # A dashboard wants to know whose it is.
+    loggers = [
+        logger(card) if isinstance(logger, functools.partial) else logger
+        for logger in instantiate(config.logger).values()
+    ]
     limits = {} if validates else {"limit_val_batches": 0}
     return instantiate(
         config.trainer,
         callbacks=[*callbacks, *given.callbacks, checkpoint],
-        logger=loggers,
+        logger=[*loggers, *given.loggers],
         _convert_="all",
         **limits,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,15 @@ from unseen.evaluation.measure import Evaluate, Measurement, Scores, measure, me
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.untrained import worse_than_untrained
 from unseen.pictures import training_curves
-from unseen.tracking.dashboards import finish, log_pictures, log_projection, log_results
+from unseen.tracking.dashboards import (
+    begin,
+    finish,
+    log_errors,
+    log_pictures,
+    log_projection,
+    log_results,
+    shows_errors,
+)
 from unseen.tracking.environment import Environment, PeakMemory
 from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
@@ -32,6 +41,7 @@ from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
 from unseen.training.throughput import Throughput
 from unseen.workflow.draw import draw, projected
+from unseen.workflow.errors import worst_queries
 from unseen.workflow.queries import query_columns, retrieval_sheet
 
 log = logging.getLogger(__name__)
@@ -136,8 +146,7 @@ def execute(run: Run) -> RunRecord | None:
 
 def _execute(run: Run) -> RunRecord | None:
     run.data.manifest.save(run.folder / "manifest.csv")
-    for logger in run.trainer.loggers:
-        logger.log_hyperparams({**run.config, "choices": run.choices})
+    begin(run.trainer.loggers, {**run.config, "choices": run.choices, "run": _facts(run)})
     device = run.trainer.strategy.root_device
     if device.type == "cpu":
         keep_freed_memory()
@@ -155,6 +164,24 @@ def _execute(run: Run) -> RunRecord | None:
     record = _probed(run, record)
     _show(run, record, measured)
     return record
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What a dashboard filters runs by and the config does not say."""
+    return {
+        "job_key": run.job_key,
+        "split": run.data.split.fingerprint,
+        "manifest": run.data.manifest.content_hash,
+        "weights": run.weights,
+        "parameters": _parameters(run),
+        "commit": Environment.here().commit,
+        "command": shlex.join(["unseen", "train", *run.overrides]),
+        "folder": str(run.folder),
+    }
+
+
+def _parameters(run: Run) -> int:
+    return sum(p.numel() for p in run.learner.embedder.parameters())
 
 
 def _how(run: Run) -> dict[str, int]:
@@ -219,7 +246,7 @@ def _bare_record(run: Run) -> RunRecord:
         overrides=run.overrides,
         job_key=run.job_key,
         steps=run.trainer.global_step,
-        parameters=sum(p.numel() for p in run.learner.embedder.parameters()),
+        parameters=_parameters(run),
         weights=run.weights,
         resumed_from=None if run.resume_from is None else str(run.resume_from),
         peak_memory=PeakMemory.here(max(map(torch.cuda.max_memory_allocated, gpus), default=None)),
@@ -278,7 +305,7 @@ def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
     console.print(table)
     if (warning := worse_than_untrained(record.metrics)) is not None:
         log.warning(warning)
-    log_results(run.trainer.loggers, results, run.trainer.global_step)
+    log_results(run.trainer.loggers, results | _costs(record), run.trainer.global_step)
     if run.draws_pictures:
         _draw(run, measured)
     speed = record.images_per_second
@@ -288,6 +315,18 @@ def _show(run: Run, record: RunRecord, measured: Measurement) -> None:
         f"Everything is in {run.folder}",
         soft_wrap=True,
     )
+
+
+def _costs(record: RunRecord) -> dict[str, float]:
+    costs = {
+        "train_seconds": record.seconds["train_total"],
+        "images_per_second": record.images_per_second,
+        "parameters": record.parameters,
+        "chosen_epoch": record.chosen_epoch,
+        "host_bytes": record.peak_memory.host_bytes,
+        "accelerator_bytes": record.peak_memory.accelerator_bytes,
+    }
+    return {f"cost/{name}": value for name, value in costs.items() if value is not None}
 
 
 def _draw(run: Run, measured: Measurement) -> None:
@@ -300,6 +339,8 @@ def _draw(run: Run, measured: Measurement) -> None:
     projectors = [one for one in run.trainer.loggers if isinstance(one, TensorBoardLogger)]
     if projectors:
         log_projection(projectors, *projected(run.data, measured))
+    if shows_errors(run.trainer.loggers):
+        log_errors(run.trainer.loggers, *worst_queries(run.data, measured))
 
 
 def _curves(run: Run) -> Path | None:
