@@ -29,7 +29,7 @@ class Scored(LightningModule):
 
 
 def fitted(folder, scores, epochs, resume_from=None):
-    checkpoints = Checkpoints(dirpath=folder, filename="{epoch}", monitor="score", mode="max", save_last=True)
+    checkpoints = Checkpoints(dirpath=folder, filename="{epoch}", monitor="score", mode="max")
     trainer = Trainer(
         max_epochs=epochs, callbacks=[checkpoints], logger=False, accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False,
@@ -97,13 +97,13 @@ def test_a_checkpoint_of_another_split_or_configuration_is_refused_by_name(tmp_p
 
 
 def test_a_checkpoint_says_of_which_run_it_is_and_durations_add_up(tmp_path):
-    first = Checkpoints(OWN, dirpath=tmp_path, save_last=True)
+    first = Checkpoints(OWN, dirpath=tmp_path)
     assert first.train_seconds == 0
     saved = {}
     first._started = time.perf_counter() - 10
     first.on_save_checkpoint(None, None, saved)
     assert saved["unseen"]["split"] == OWN["split"]
-    second = Checkpoints(OWN, dirpath=tmp_path, save_last=True)
+    second = Checkpoints(OWN, dirpath=tmp_path)
     second.on_load_checkpoint(None, None, saved)
     assert second.earlier_seconds == pytest.approx(10, abs=1)
     second._started = time.perf_counter() - 5

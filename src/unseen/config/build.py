@@ -6,16 +6,16 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
+from unseen.config.identity import key_of, plain, weights_hash
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
@@ -23,7 +23,7 @@ from unseen.data.module import DataModule
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
-from unseen.tracking.record import essential, file_hash, job_key
+from unseen.tracking.record import essential
 from unseen.training.checkpoints import Checkpoints, check_resumable
 from unseen.training.learner import MetricLearner
 from unseen.workflow.preflight import look_before
@@ -72,7 +72,6 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
     learner, data = _build_learner(config, evaluation, given)
     content = plain(config)
-    weights = _weights_hash(config)
     identity = {
         "split": data.split.fingerprint,
         "manifest": data.manifest.content_hash,
@@ -103,8 +102,8 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         evaluate=evaluation,
         evaluation=settings,
         seed=config.seed,
-        job_key=job_key(content, data.split.fingerprint, weights, version("unseen-dml")),
-        weights=weights,
+        job_key=key_of(content, data.split.fingerprint),
+        weights=weights_hash(content),
         resume_from=resume_from,
         draws_pictures=config.pictures,
     )
@@ -119,18 +118,6 @@ def build_embedder(
     )
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """Resolved, as plain data."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def _weights_hash(config: DictConfig) -> str | None:
-    weights = Path(str(config.backbone.weights)).expanduser()
-    return file_hash(weights) if weights.is_file() else None
-
-
 def _build_learner(
     config: DictConfig, evaluation: Callable[..., Any], given: Given
 ) -> tuple[MetricLearner, DataModule]:
@@ -140,16 +127,7 @@ def _build_learner(
     optimization = instantiate(config.optimizer)
     embedder = given.embedder or build_embedder(config)
     size = int(embedder.projection.out_features)
-    manifest, images = _images(config, given.collection)
-    data = DataModule(
-        manifest,
-        instantiate(config.protocol),
-        instantiate(config.sampler),
-        instantiate(config.transforms),
-        seed=config.seed,
-        images=images,
-        **_loading(config),
-    )
+    data = build_data(config, given.collection)
     learner = MetricLearner(
         embedder,
         loss(num_classes=data.num_classes, embedding_size=size),
@@ -159,6 +137,20 @@ def _build_learner(
         channels_last=config.channels_last,
     )
     return learner, data
+
+
+def build_data(config: DictConfig, collection: ImageCollection | None = None) -> DataModule:
+    """Images and their split; a collection that is given takes the place of the config's source."""
+    manifest, images = _images(config, collection)
+    return DataModule(
+        manifest,
+        instantiate(config.protocol),
+        instantiate(config.sampler),
+        instantiate(config.transforms),
+        seed=config.seed,
+        images=images,
+        **_loading(config),
+    )
 
 
 def _images(config: DictConfig, collection: ImageCollection | None) -> tuple[Manifest, Images | None]:
@@ -196,8 +188,7 @@ def _build_trainer(
         filename="{epoch:03d}",
         monitor=MONITOR if validates else None,
         mode="max",
-        save_last=True,
-        save_on_exception=True,
+        save_every=config.save_every,
         auto_insert_metric_name=False,
     )
     callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]

@@ -121,7 +121,8 @@ def help_text(config_name: str, config_dir: str | None = None, named: Sequence[s
     return template.replace("$APP_CONFIG_GROUPS", overview(list(groups.values())))
 
 
-def _searched(config_dir: str | None) -> list[str]:
+def searched(config_dir: str | None) -> list[str]:
+    """What Hydra must be told of a user's own groups."""
     return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
 
 
@@ -202,7 +203,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
     """
     parsed = [_parse(override) for override in overrides]
     _check_values(parsed)
-    own = _searched(config_dir)
+    own = searched(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
         for override in groups:
@@ -382,10 +383,10 @@ def load_config(
             overrides=[*overrides, f"hydra.runtime.output_dir={Path(run_folder).resolve()}"],
             return_hydra_config=True,
         )
-    return _without_hydra(config)
+    return without_hydra(config)
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
+def without_hydra(config: DictConfig) -> DictConfig:
     """The same config with all interpolations resolved, so that nothing global is needed any more.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,35 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "unseen"
 """Key of a checkpoint under which it says of which run it is."""
+RANDOM = "random"
+"""Key of a checkpoint under which it has the states of PyTorch's generators."""
 
 
 class Checkpoints(ModelCheckpoint):
     """Lightning's callback, which also says of which run a checkpoint is and how long it was trained.
 
-    It remembers the best epoch when a run resumes in another folder.
+    `last.ckpt` is written in mid epoch too, so that a run that is killed loses minutes. A run goes on from it
+    as if it had never stopped: position in the epoch and random numbers are in it. (From one that an
+    exception wrote within a step, it repeats that step; batch norm has then seen its batch twice.) The best
+    epoch is remembered when a run resumes in another folder.
 
     Args:
         identity: `split` and `manifest` (hashes) and `config` (dotted key → value), plain data.
+        save_every: seconds between two checkpoints within an epoch; none writes them at its end alone.
         arguments: Lightning's.
     """
 
-    def __init__(self, identity: Mapping[str, Any] | None = None, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(
+        self, identity: Mapping[str, Any] | None = None, save_every: float | None = None, **arguments: Any
+    ) -> None:
+        # A run that resumes in its own folder writes over what it resumed from.
+        super().__init__(save_last=True, save_on_exception=True, enable_version_counter=False, **arguments)
         self.identity = dict(identity or {})
+        self.save_every = save_every
         self.earlier_seconds = 0.0
         self._started: float | None = None
+        self._saved = 0.0
+        self._random: dict[str, Any] = {}
 
     @property
     def train_seconds(self) -> float:
@@ -42,21 +54,40 @@ class Checkpoints(ModelCheckpoint):
         return self.earlier_seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; random numbers go on where the checkpoint's stood."""
         super().on_train_start(trainer, pl_module)
-        self._started = time.perf_counter()
+        self._started = self._saved = time.perf_counter()
+        if self._random:
+            torch.set_rng_state(self._random["cpu"])
+            for device, state in enumerate(self._random["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state, device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save in mid epoch when it is time; the end of the epoch saves by itself."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.save_every is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        # All processes save together, when the first one's clock says so.
+        if trainer.strategy.broadcast(time.perf_counter() - self._saved >= self.save_every):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._saved = time.perf_counter()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write down which run this is."""
+        """Write down which run this is, and where its random numbers stand."""
         checkpoint[IDENTITY] = {**self.identity, "train_seconds": self.train_seconds}
+        checkpoint[RANDOM] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on counting."""
         self.earlier_seconds = float(checkpoint.get(IDENTITY, {}).get("train_seconds", 0.0))
+        self._random = checkpoint.get(RANDOM, {})
+        _give_back_unused(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best_model_path"]
@@ -65,6 +96,26 @@ class Checkpoints(ModelCheckpoint):
             return
         ours = {"dirpath": self.dirpath, "last_model_path": self.last_model_path}
         super().load_state_dict({**state_dict, **ours})
+
+
+def _give_back_unused(checkpoint: dict[str, Any]) -> None:
+    """A checkpoint that an exception wrote in mid step counts a batch that no weight has learned from."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    now = loop.get("epoch_loop.batch_progress", {}).get("current", {})
+    for loader in loop.get("state_dict", {}).get("combined_loader", []):
+        loader["given"] = min(loader["given"], now["processed"])
+
+
+def newest_whole(paths: Sequence[Path]) -> Path | None:
+    """The first of these checkpoints that can be read; a process may have been killed while it wrote one."""
+    for path in paths:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # unpickling raises whatever the bytes suggest
+            log.warning("%s is not whole (%s): an older checkpoint is taken.", path, error)
+            continue
+        return path
+    return None
 
 
 def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] | None = None) -> None:

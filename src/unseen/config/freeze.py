@@ -1,0 +1,104 @@
+"""Freezes a job: overrides → the whole config, resolved, in the job's own folder, which its key names.
+
+What a file of the configuration says later changes nothing for a job that waits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from unseen.config.command_line import building, config_folder, searched, without_hydra
+from unseen.config.identity import Splits, key_of, plain
+from unseen.config.values import UsageError
+from unseen.files import replacing
+from unseen.sweep.job import FROZEN, Job
+
+
+class Frozen(NamedTuple):
+    """A job and all that it will do.
+
+    Args:
+        job: its name, key and folder.
+        config: resolved; needs nothing of Hydra's any more.
+    """
+
+    job: Job
+    config: DictConfig
+
+    def save(self) -> None:
+        """Write the config into the job's folder, in which a process can run it (`unseen.apps.job`)."""
+        with replacing(self.job.folder / FROZEN) as temporary:
+            OmegaConf.save(self.config, temporary)
+
+
+class Freezer:
+    """Composes jobs; nothing is written, and each data set is read once.
+
+    Args:
+        config_name: primary config.
+        config_dir: a user's own groups (`--config-dir`).
+    """
+
+    def __init__(self, config_name: str = "train", config_dir: str | None = None) -> None:
+        self.config_name = config_name
+        self._own = searched(config_dir)
+        self._splits = Splits()
+
+    def freeze(self, overrides: Sequence[str], root: Path, name: str | None = None) -> Frozen:
+        """One job.
+
+        Args:
+            overrides: as typed, `key=value`, each of one value (see `check_overrides`).
+            root: of all jobs; the job's folder is `<data>_<loss>_<ablation>_seed<seed>_<8 digits of key>`.
+            name: for people; by default the folder's.
+
+        Raises:
+            UsageError: the config cannot be composed or resolved, or its data cannot be read or split.
+        """
+        composed = self._compose(overrides)
+        # Where it lies is not known yet, and is not part of what it is.
+        config = _resolved(composed, root)
+        with building():
+            key = key_of(plain(config), self._splits.fingerprint(config))
+        folder = Path(root).resolve() / f"{_readable(config)}_{key[:8]}"
+        return Frozen(Job(name or folder.name, key, folder), _resolved(composed, folder))
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            try:
+                return compose(self.config_name, overrides=[*self._own, *overrides], return_hydra_config=True)
+            except HydraException as error:
+                raise UsageError(f"{' '.join(overrides)}: {error}") from error
+
+
+def thaw(folder: Path) -> DictConfig:
+    """The config of a frozen job.
+
+    Raises:
+        UsageError: there is none in this folder.
+    """
+    path = Path(folder) / FROZEN
+    if not path.is_file():
+        raise UsageError(f"{folder}: there is no frozen job ({FROZEN}) in this folder. A sweep writes it.")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _resolved(composed: DictConfig, folder: Path) -> DictConfig:
+    with read_write(composed.hydra), open_dict(composed):
+        composed.hydra.runtime.output_dir = str(Path(folder).resolve())
+    return without_hydra(composed)
+
+
+def _readable(config: DictConfig) -> str:
+    parts = (config.choices.get(group) for group in ("data", "loss", "ablation"))
+    name = "_".join([*(str(part) for part in parts if part is not None), f"seed{config.seed}"])
+    return re.sub(r"[^\w.+-]+", "-", name)

@@ -1,0 +1,46 @@
+"""One run from its config to its record, with what it refuses said in words."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from unseen.config.build import build
+from unseen.config.command_line import building
+from unseen.config.values import UsageError, check_devices
+from unseen.data.images import ImageError
+from unseen.tracking.record import RunRecord
+from unseen.training.progress import quiet
+from unseen.workflow.run import execute
+
+
+def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
+    """Build and execute.
+
+    Args:
+        config: as for `unseen.config.build.build`.
+        expected_key: with which the job key must begin.
+
+    Returns:
+        The record; none in the helping processes of a distributed run.
+
+    Raises:
+        UsageError: a part refuses what it was given, an image cannot be read, or the run would be another one
+            than the one that was expected.
+    """
+    check_devices(config.trainer)
+    try:
+        with quiet():
+            with building():
+                made = build(config)
+            if not made.job_key.startswith(expected_key):
+                raise UsageError(
+                    f"{made.folder}: the data, the initial weights or this package changed since the job was "
+                    f"frozen (key {expected_key}…, now {made.job_key}). Run the sweep again for new jobs."
+                )
+            return execute(made)
+    except ImageError as error:
+        # A loading process puts its traceback before the message.
+        message = (
+            str(error).splitlines()[-1].removeprefix(f"{ImageError.__module__}.{type(error).__name__}: ")
+        )
+        raise UsageError(message) from error
