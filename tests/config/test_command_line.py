@@ -1,22 +1,17 @@
 """What a user types wrong is answered in words, before any work: the key, the value, the choices."""
 
 import inspect
-import pickle
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from unseen.config.command_line import (
-    JobFailed,
     UsageError,
     building,
     check_overrides,
     config_folder,
     load_config,
-    outlived,
 )
 from unseen.config.values import check_devices
 from unseen.retrieval import evaluate
@@ -191,22 +186,3 @@ def test_what_lightning_refuses_is_said_in_words():
     config = OmegaConf.create({"_target_": "lightning.Trainer", "devices": 0, "accelerator": "cpu"})
     with pytest.raises(UsageError, match="devices=0"), building():
         instantiate(config)
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "shown"),
-    [
-        (UsageError("a=1: no"), 2, "error: a=1: no"),
-        (KeyError("x"), 1, "KeyError: 'x'"),
-        (SystemExit(1), 1, ""),
-    ],
-)
-def test_a_job_that_fails_in_a_sweep_lets_hydra_go_on(capsys, monkeypatch, error, status, shown):
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose("train", overrides=["hydra.job.num=1"], return_hydra_config=True)
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
-    with pytest.raises(JobFailed) as failure, outlived():
-        raise error
-    assert isinstance(failure.value, Exception)
-    assert pickle.loads(pickle.dumps(failure.value)).status == status
-    assert shown in capsys.readouterr().err

@@ -13,7 +13,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def groups():
-    return read_groups([config_folder()], "train")
+    return [group for app in ("train", "sweep") for group in read_groups([config_folder()], app)]
 
 
 def test_the_table_of_the_readme_is_made_from_the_configuration():
@@ -44,8 +44,9 @@ def test_the_default_is_a_choice():
 
 def test_help_shows_groups_choices_and_defaults_and_a_group_in_words():
     text = help_text("train")
-    for group in groups():
+    for group in read_groups([config_folder()], "train"):
         assert group.decides in text
+    assert "`unseen sweep`: where its runs take place" in help_text("sweep")
     assert "multi_similarity*" in text
     assert "_pairs" not in text
     assert "Hermans et al. 2017" in help_text("train", named=["miner"])

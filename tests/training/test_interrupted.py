@@ -33,7 +33,7 @@ class Trained(Callback):
         self.ids.append(batch.ids.tolist())
 
 
-class Dropped(torch.nn.Module):
+class Noisy(torch.nn.Module):
     """A loss that draws from PyTorch's generator, as dropout in a network does."""
 
     def __init__(self, loss):
@@ -41,12 +41,12 @@ class Dropped(torch.nn.Module):
         self.loss = loss
 
     def forward(self, embeddings, *arguments):
-        return self.loss(torch.nn.functional.dropout(embeddings, 0.1), *arguments)
+        return self.loss(embeddings, *arguments) + (embeddings * torch.randn_like(embeddings)).mean()
 
 
 def fitted(tiny_run, folder, *overrides, resume_from=None, stop_at=None):
     run = build(load_config([*tiny_run, *STEPS, *overrides], run_folder=str(folder)))
-    run.learner.loss = Dropped(run.learner.loss)
+    run.learner.loss = Noisy(run.learner.loss)
     run.trainer.callbacks.append(Trained())
     if stop_at is not None:
         run.trainer.callbacks.insert(0, Stops(stop_at))

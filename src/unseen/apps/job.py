@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,6 +18,8 @@ from unseen.sweep.job import Attempt, Job, State
 from unseen.sweep.lock import BUSY, BusyError, locked
 from unseen.tracking.record import RunRecord
 
+STOPPED = 143
+"""Status of a job that was asked to stop, as of one that SIGTERM ends."""
 HELP = """unseen job <folder>: run the job that a sweep froze in this folder (job.yaml), or go on with it.
 
   lock=auto|kernel|lease   how other processes are kept from it; auto: what its file system needs"""
@@ -25,6 +28,9 @@ HELP = """unseen job <folder>: run the job that a sweep froze in this folder (jo
 def main() -> None:
     """Leave with 0 when the job is done, 75 when another process is at it, else with the run's status."""
     words = sys.argv[1:]
+    # Slurm warns every process of a job; submitit, which started this one, then asks it to stop.
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if "-h" in words or "--help" in words:
         print(HELP)
         return
@@ -67,6 +73,8 @@ def _attempt(job: Job, config: DictConfig) -> int:
         print(f"error: {refused}", file=sys.stderr)
         code, status, error = 2, "failed", str(refused)
         _record_refusal(job, config, error)
+    except (KeyboardInterrupt, SystemExit):  # Lightning leaves by one on SIGTERM
+        code = STOPPED
     except Exception as failure:
         traceback.print_exc()
         code, status, error = 1, "failed", f"{type(failure).__name__}: {failure}"

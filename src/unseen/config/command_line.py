@@ -6,7 +6,6 @@ import copy
 import difflib
 import functools
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
-from hydra.types import RunMode
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -30,22 +28,6 @@ from unseen.config.values import UsageError, check_value
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
 SEVERAL_TYPES = {"trainer.devices"}
-
-
-class JobFailed(CompactHydraException):
-    """One job of a sweep failed; its own message has been shown, the other jobs go on.
-
-    Args:
-        message: which job, and that it failed.
-        status: with which the command leaves when the sweep is over.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, status)
-        self.status = status
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def config_folder() -> Path:
@@ -69,8 +51,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            is_one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
-            with outlived() if is_one_of_many else explained():
+            with explained():
                 return function(config)
 
         run = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)
@@ -88,15 +69,15 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(help_text(name, arguments.config_dir, named))
                 return
             with explained():
+                if arguments.multirun:
+                    if config_name != "train":
+                        raise UsageError("--multirun: only training runs in sweeps, by `unseen sweep`.")
+                    from unseen.config.sweep import sweep
+
+                    raise SystemExit(sweep(arguments.overrides, arguments.config_dir, name))
                 if not arguments.hydra_help:
                     check_overrides(name, arguments.overrides, arguments.config_dir)
-            try:
-                run()
-            except SystemExit as left:
-                # Hydra leaves with 1 while it handles the failure of the first job that failed.
-                if isinstance(left.__context__, JobFailed):
-                    raise SystemExit(left.__context__.status) from None
-                raise
+            run()
 
         return main
 
@@ -133,28 +114,6 @@ def explained() -> Iterator[None]:
         yield
     except UsageError as error:
         _fail(error)
-
-
-@contextmanager
-def outlived() -> Iterator[None]:
-    """Show what fails in one job of a sweep, and tell Hydra by an exception that lets the others run.
-
-    Raises:
-        JobFailed: after the message, with status 2 for a `UsageError`, else 1.
-    """
-    status = 1
-    try:
-        yield
-        return
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
-    except Exception:
-        traceback.print_exc()
-    job = HydraConfig.get().job
-    raise JobFailed(f"Job {job.num} ({job.override_dirname}) failed; its error is shown above.", status)
 
 
 @contextmanager

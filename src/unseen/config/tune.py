@@ -176,10 +176,9 @@ def _sought(overrides: Sequence[Override]) -> Sought:
 def _part(override: Override) -> Interval | Choice:
     value = override.value()
     if isinstance(value, IntervalSweep):
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        assert value.start is not None
-        assert value.end is not None
-        return Interval(value.start, value.end, "log" in value.tags, 1 if whole else None)
+        ends: list[Any] = [value.start, value.end]
+        is_whole = all(isinstance(end, int) for end in ends)
+        return Interval(ends[0], ends[1], "log" in value.tags, 1 if is_whole else None)
     values = tuple(text for text in override.sweep_string_iterator() if not text.startswith("_"))
     if len(values) < 2:
         raise UsageError(f"{override.input_line}: gives no choice.")
@@ -262,7 +261,7 @@ def _conclude(study: Study, fixed: Sequence[str], console: Console) -> int:
         return 1
     console.print(trials_table(study))
     if importances := study.importances():
-        importance_bars(study.folder / "importance.png", importances, list(study.objectives)[0])
+        importance_bars(study.folder / "importance.png", importances, next(iter(study.objectives)))
     ended = sum(trial.state.is_finished() for trial in study.study.get_trials(deepcopy=False))
     best = study.best
     names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]

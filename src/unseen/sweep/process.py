@@ -6,13 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from unseen.sweep.job import LOG, Job
 
 PATIENCE = 60.0
-"""Seconds that a job has to write a checkpoint when it is asked to stop."""
+"""Seconds that a job has to end its step and write a checkpoint when it is asked to stop."""
+LOOKS = 0.2
+"""Seconds between two looks at a process."""
+
+_stopped = threading.Event()
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def command(job: Job, lock: str = "auto") -> list[str]:
@@ -42,21 +50,91 @@ def start(
         )
 
 
+def wait(process: subprocess.Popen[bytes], look: Callable[[], None] | None = None) -> int:
+    """The status with which a job leaves; `look` is called now and then meanwhile."""
+    # Not `process.wait`, inside which the handler of a signal could not ask for the status.
+    while (status := process.poll()) is None:
+        if look is not None:
+            look()
+        time.sleep(LOOKS)
+    return status
+
+
+def run(
+    job: Job,
+    lock: str = "auto",
+    environment: Mapping[str, str] | None = None,
+    look: Callable[[], None] | None = None,
+) -> int | None:
+    """Run a job to its end, unless the sweep was stopped (see `interruptible`).
+
+    Returns:
+        Its status; none where it was not started.
+    """
+    if _stopped.is_set():
+        return None
+    process = start(job, lock, environment)
+    _running.add(process)
+    try:
+        return wait(process, look)
+    except BaseException:
+        stop(process)
+        raise
+    finally:
+        _running.discard(process)
+
+
 def stop(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
     """Ask a job to stop: it ends its step and writes a checkpoint; after a while it is killed."""
-    if process.poll() is not None:
-        return
-    process.terminate()  # to the job alone, which stops its own helpers
-    try:
-        process.wait(patience)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        kill(process)
+    process.terminate()  # the job alone, which stops its own helpers
+    ends = time.monotonic() + patience
+    while process.poll() is None and time.monotonic() < ends:
+        time.sleep(LOOKS)
+    kill(process)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a job and its helpers at once."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+
+
+def was_stopped() -> bool:
+    """Whether this sweep was asked to stop."""
+    return _stopped.is_set()
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Within it, Ctrl-C (or SIGTERM) asks the jobs that run to stop, and starts no other; twice kills them.
+
+    Gives:
+        an event that is set when the sweep was stopped.
+    """
+    _stopped.clear()
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {kind: signal.signal(kind, _on_signal) for kind in kinds}
+    try:
+        yield _stopped
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _on_signal(kind: int, frame: FrameType | None) -> None:
+    again = _stopped.is_set()
+    _stopped.set()
+    for process in list(_running):
+        if again:
+            kill(process)
+        else:
+            process.terminate()
+    if not again:
+        timer = threading.Timer(PATIENCE, _kill_all)
+        timer.daemon = True
+        timer.start()
+
+
+def _kill_all() -> None:
+    for process in list(_running):
+        kill(process)

@@ -1,10 +1,9 @@
-"""A search over hyper-parameters: Optuna proposes, each trial is a job of its own, the best is written down."""
+"""A search over hyper-parameters: Optuna proposes, each trial is a job of its own."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from unseen.sweep.job import LOG, Job, State
+from unseen.sweep.launchers.local import Joblib
 from unseen.sweep.lock import BUSY, holder
 from unseen.sweep.process import run, was_stopped
 from unseen.tracking.record import RunRecord
@@ -118,15 +118,12 @@ class Study:
     study: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, direction in self.objectives.items():
-            if direction not in ("maximize", "minimize"):
-                raise ValueError(f"objectives.{name}={direction}: choices are maximize, minimize.")
         self.folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.study = optuna.create_study(
             storage=storage,
             study_name=self.folder.name,
-            directions=list(self.objectives.values()),
+            directions=[_direction(name, wanted) for name, wanted in self.objectives.items()],
             pruner=self.pruner,
             load_if_exists=True,
         )
@@ -139,9 +136,7 @@ class Study:
         Args:
             workers: trials at once. None waits for another: who is free takes the next.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = str(max(1, cores // workers))
-        environment = {} if workers == 1 else {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = Joblib(workers).environment(0)
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(self._work, environment) for _ in range(workers)]:
                 done.result()
@@ -155,9 +150,8 @@ class Study:
         with self._asking:
             known = self.study.get_trials(deepcopy=False)
             for left in known:
-                if left.state == TrialState.RUNNING and left.number not in self._mine:
-                    if (trial := self._adopted(left)) is not None:
-                        return trial
+                if (trial := self._adopted(left)) is not None:
+                    return trial
             if len(known) >= self.trials:
                 return None
             # Of the trial's own, so that proposals go on after a restart instead of starting over.
@@ -168,6 +162,9 @@ class Study:
             return trial
 
     def _adopted(self, left: FrozenTrial) -> Trial | None:
+        """A trial that another process left behind; none if it is not such a one."""
+        if left.state != TrialState.RUNNING or left.number in self._mine:
+            return None
         if (folder := left.user_attrs.get("folder")) is None:
             if left.datetime_start and datetime.now() - left.datetime_start > ABANDONED:
                 self.study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -263,7 +260,14 @@ OF_THE_RUN: Mapping[str, Callable[[RunRecord], float | None]] = {
     "parameters": lambda record: record.parameters,
     "memory": lambda record: record.peak_memory.accelerator_bytes or record.peak_memory.host_bytes,
 }
-"""What a trial may be judged by beside metrics: seconds of training, trained parameters, peak memory in bytes."""
+"""What a trial may be judged by beside metrics: seconds of training, parameters, peak memory in bytes."""
+
+
+def _direction(objective: str, wanted: str) -> optuna.study.StudyDirection:
+    try:
+        return optuna.study.StudyDirection[wanted.upper()]
+    except (KeyError, AttributeError):
+        raise ValueError(f"objectives.{objective}={wanted}: choices are maximize, minimize.") from None
 
 
 def value_of(record: RunRecord, objective: str) -> float:
