@@ -7,7 +7,7 @@ WITH_DOCS := .venv/.installed-docs
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint types imports format docs benchmark clean
+.PHONY: help setup train report test test-fast lint types imports format docs benchmark clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(WITH_TOOLS): $(INSTALLED)
 
 train: $(INSTALLED) ## Train and evaluate; on the embedded glyphs unless ARGS says otherwise.
 	@$(BIN)/python -m unseen.apps.train $(ARGS)
+
+report: $(INSTALLED) ## Compare finished runs: tables and a page in runs/report.
+	@$(BIN)/python -m unseen.apps.report $(ARGS)
 
 test: setup ## Run the whole test suite.
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -3,6 +3,11 @@
 import os
 import socket
 
+# Test processes share the cores: threads of their own would wait for each other. Set before torch reads it.
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
+
 import numpy as np
 import pytest
 import torch

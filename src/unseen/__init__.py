@@ -1,7 +1,8 @@
 """Deep metric learning that generalises to classes which training never saw.
 
-`unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen train` is the
-same from a command line. Everything is imported when it is asked for.
+`unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen.load_runs`
+and `unseen.compare` say what several runs show. `unseen train` and `unseen report` are the same from a
+command line. Everything is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unseen.library import Dataset, Fitted, dataset, embedder, fit
     from unseen.nn.embedder import Embedder
+    from unseen.report.comparison import compare
+    from unseen.report.runs import load_runs
     from unseen.retrieval import evaluate
 
-__all__ = ["Dataset", "Embedder", "Fitted", "__version__", "dataset", "embedder", "evaluate", "fit"]
+__all__ = [
+    "Dataset",
+    "Embedder",
+    "Fitted",
+    "__version__",
+    "compare",
+    "dataset",
+    "embedder",
+    "evaluate",
+    "fit",
+    "load_runs",
+]
 
-_HOMES = {"Embedder": "unseen.nn.embedder", "evaluate": "unseen.retrieval"}
+_HOMES = {
+    "Embedder": "unseen.nn.embedder",
+    "compare": "unseen.report.comparison",
+    "evaluate": "unseen.retrieval",
+    "load_runs": "unseen.report.runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ def check(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_sound_set_passes_and_a_leak_does_not(classes: Path, tmp_path: Path) -> None:
     data = ("data=folder", f"data.root={classes}")
     sound = check(tmp_path, *data)
@@ -47,6 +48,7 @@ def test_a_sound_set_passes_and_a_leak_does_not(classes: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"images", "runs", "leaking"}
 
 
+@pytest.mark.slow
 def test_using_the_quarantine_list_does_not_shorten_it(classes: Path, tmp_path: Path) -> None:
     """The command that reads it writes it again, under the same name."""
     Image.open(classes / "c" / "0.png").save(classes / "a" / "9.png")
@@ -60,6 +62,7 @@ def test_using_the_quarantine_list_does_not_shorten_it(classes: Path, tmp_path: 
     assert listing.read_text() == "a/9.png\nb/0.png\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

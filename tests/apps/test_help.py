@@ -35,12 +35,12 @@ def loaded(*arguments):
 def test_the_list_of_commands_loads_no_command(arguments):
     status, output, packages = loaded(*arguments)
     assert status == (2 if "trian" in arguments else 0)
-    for command in ("check", "prepare", "train"):
+    for command in ("check", "prepare", "report", "train"):
         assert f"  {command}" in output
     assert not packages & (HEAVY | {"hydra", "omegaconf"})
 
 
-@pytest.mark.parametrize("command", ["train", "check", "prepare"])
+@pytest.mark.parametrize("command", ["train", "check", "prepare", "report"])
 def test_help_of_a_command_loads_no_network(command):
     status, output, packages = loaded(command, "--help")
     assert status == 0, output
@@ -56,6 +56,8 @@ def test_help_of_a_command_loads_no_network(command):
         ("check", "data=foldr"),
         ("prepare", "data=cbu"),
         ("prepare", "data=glyphs"),
+        ("report", "margin=half"),
+        ("report", "reference_=baseline"),
     ],
 )
 def test_a_refusal_loads_no_network(arguments):

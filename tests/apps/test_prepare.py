@@ -47,6 +47,7 @@ def products(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_gets_a_data_set_and_then_has_nothing_to_do(products: str, tmp_path: Path) -> None:
     overrides = (
         "data=sop",

@@ -154,6 +154,7 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrid
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -460,3 +461,19 @@ def test_augmentation_leaves_the_generators_of_gpus_alone(
     """Seeding them for each image would repeat the dropout of the network that trains there."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     epoch_batches(module())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_validation_images_in_equally_many_batches(
+    module: Callable[..., DataModule], world_size: int
+) -> None:
+    data = module(protocol=HOLDOUT, evaluation_batch_size=3)
+    shares = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        (loader,) = data.val_dataloader()
+        shares.append([batch.ids for batch in loader])
+    assert len({tuple(map(len, share)) for share in shares}) == 1
+    ids = torch.cat([torch.cat(share) for share in shares])
+    assert sorted(set(ids.tolist())) == data.split.validation.tolist()
+    assert len(ids) - len(data.split.validation) < world_size

@@ -36,7 +36,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare) ?(.*)$")
+COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],
@@ -162,6 +162,7 @@ def test_python_runs(page, folder):
         exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", _pages_with(commands), ids=_name)
 def test_command_lines_compose(page, folder):
     shown = blocks(page)
@@ -175,6 +176,7 @@ def test_command_lines_compose(page, folder):
             check_command(command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_keys_in_the_text_exist(page):
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
@@ -185,10 +187,11 @@ def test_keys_in_the_text_exist(page):
 def refusal(override: str) -> str | None:
     """Why no command has it; none if one does, among suitable companions."""
     reasons = []
-    for companions in COMPANIONS:
+    first, *others_of_train = [("train", companions) for companions in COMPANIONS]
+    for command, companions in [first, ("report", []), *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
-            check_overrides("train", [*others, override])
+            check_overrides(command, [*others, override])
             return None
         except UsageError as error:
             reasons.append(str(error))

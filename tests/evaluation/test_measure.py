@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -273,3 +274,20 @@ def test_a_run_that_made_unseen_classes_worse_is_told_so_with_both_numbers() -> 
     assert worse_than_untrained({"untrained": before, "unseen": worse_elsewhere}) is None
     assert "MAP@R 10.0" in (worse_than_untrained({"untrained": before, "unseen": {"map_at_r": 0.1}}) or "")
     assert worse_than_untrained({"unseen": before}) is None
+
+
+def test_clusters_are_sought_once_and_not_for_each_draw_of_galleries(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def agreement(embeddings: Tensor, *_: object) -> dict[str, float]:
+        asked.append(len(embeddings))
+        return {"nmi": 0.5, "ami": 0.4}
+
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "cluster_agreement", agreement)
+    data = whole(validation=[])
+    measured = measure(
+        Table(EMBEDDINGS), data, functools.partial(evaluate, nmi=True, ami=True), seed=0, draws=3, resamples=0
+    )
+    assert asked == [len(data.query)]
+    assert measured.metrics["unseen"]["nmi"] == 0.5
+    assert "nmi" not in measured.metrics["gap"]

@@ -138,6 +138,7 @@ def train_extractor(kind, strength):
     return float(((means[0] - means[1]) / spread).norm())
 
 
+@pytest.mark.slow
 def test_reversal_takes_the_class_out_of_features_and_the_control_puts_it_in():
     reversed_, control = train_extractor(GradientReversal, 1.0), train_extractor(Auxiliary, 1.0)
     assert reversed_ < 1.0 < control

@@ -38,6 +38,7 @@ def family(request):
     return request.param, FAMILIES[request.param], made(request.param, FAMILIES[request.param])
 
 
+@pytest.mark.slow
 def test_stages_and_final_map_are_those_of_timm(family):
     name, size, _ = family
     stages = [stage["module"] for stage in info_of(made(name, size))][-3:]
@@ -154,6 +155,7 @@ def test_what_a_backbone_does_not_have_is_refused_with_the_choices(model, change
         made(model, size, **changes)
 
 
+@pytest.mark.slow
 def test_bytes_and_floats_are_normalised_alike_with_the_networks_own_statistics():
     backbone = made("resnet18", 64)
     config = timm.get_pretrained_cfg("resnet18")
@@ -165,6 +167,7 @@ def test_bytes_and_floats_are_normalised_alike_with_the_networks_own_statistics(
     torch.testing.assert_close(own(images(64)).final, wanted)
 
 
+@pytest.mark.slow
 def test_copies_are_independent_and_pickles_work():
     backbone = made("mobilenetv3_small_100", 64)
     copied = copy.deepcopy(backbone)
@@ -175,6 +178,7 @@ def test_copies_are_independent_and_pickles_work():
     assert torch.equal(restored(images(64)).taps[1], backbone(images(64)).taps[1])
 
 
+@pytest.mark.slow
 def test_channels_last_changes_no_number_and_gradients_reach_below_every_tap():
     backbone = made("resnet18", 64)
     plain = backbone(images(64))

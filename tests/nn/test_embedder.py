@@ -56,6 +56,7 @@ def statistics(embedder):
     return {name: value.clone() for name, value in embedder.named_buffers() if "running" in name}
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_survives_training_mode():
     for frozen in (True, False):
         embedder = made(frozen_batch_norm=frozen)

@@ -246,6 +246,7 @@ def test_a_device_without_float64_decides_on_the_cpu(monkeypatch, separate):
     assert not has_float64(torch.device("mps"))
 
 
+@pytest.mark.slow
 def test_needs_only_torch_and_numpy():
     code = (
         "import sys; import unseen.retrieval; "

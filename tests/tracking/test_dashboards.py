@@ -43,6 +43,7 @@ def test_a_key_is_found_in_the_environment_or_in_the_netrc_file(monkeypatch, no_
     assert has_wandb_key()
 
 
+@pytest.mark.slow
 def test_without_a_key_it_is_offline_and_says_so(no_key, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         logger = wandb_logger("project", str(tmp_path / "run"), "group", ["loss:triplet"])
@@ -65,6 +66,7 @@ def test_a_disabled_dashboard_writes_nothing(no_key, tmp_path, monkeypatch, capl
     assert not list((tmp_path / "run").rglob("*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_closed_so_that_the_next_starts_its_own(no_key, tmp_path, tiny_run, monkeypatch):
     overrides = [*tiny_run, "sampler.classes_per_batch=4", "logger=wandb", "pictures=false"]
     run = build(load_config(overrides, run_folder=tmp_path / "first"))

@@ -22,6 +22,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
 def test_kept_memory_is_not_faulted_in_again():
     def count(how):

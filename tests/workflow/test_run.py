@@ -68,6 +68,7 @@ def test_another_folder_with_the_same_names_is_looked_at(tree: Path, tmp_path: P
         look(tree)
 
 
+@pytest.mark.slow
 def test_files_that_changed_since_are_looked_at_again_and_others_are_not(
     tree: Path, look: Look, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ def _opening_comment(path: Path) -> str:
 
 def overview(groups: Sequence[Group]) -> str:
     """All groups on a terminal: what each decides, and its choices; an asterisk marks the default."""
-    width = max(len(group.name) for group in groups)
+    width = max((len(group.name) for group in groups), default=0)
     lines = []
     for group in groups:
         choices = (f"{choice}{'*' if choice == group.default else ''}" for choice in group.choices)

@@ -79,7 +79,7 @@ def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str =
     status = 0
     with interruptible() as stopped:
         for study, fixed in studies:
-            console.print(f"[bold]{escape(study.folder.name)}[/]: {study.trials} trials in {study.folder}")
+            console.print(f"{study.trials} trials in {escape(str(study.folder))}", soft_wrap=True)
             study.run(settings.workers)
             status = max(status, _conclude(study, fixed, console))
             if stopped.is_set():

@@ -263,8 +263,16 @@ class DataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
-        """Images of the validation classes; none where the protocol holds no class out."""
-        return [self.loader(self.split.validation)] if len(self.split.validation) else []
+        """Images of the validation classes, this rank's share; none where the protocol holds no class out.
+
+        Shares are equally long, for ranks wait for each other at every batch: the first images come again at
+        the end, and count once (`RetrievalMetric` knows them by their ids).
+        """
+        rows = self.split.validation
+        if len(rows) == 0:
+            return []
+        rank, world_size = self._rank
+        return [self.loader(np.resize(rows, -(-len(rows) // world_size) * world_size)[rank::world_size])]
 
     def loader(self, rows: NDArray[np.int64]) -> DataLoader[Item]:
         """Any rows of the manifest, in their order, as evaluation sees them."""
@@ -277,9 +285,14 @@ class DataModule(LightningDataModule):
             generator=torch.Generator(),  # else each pass would move the global one
         )
 
+    @property
+    def _rank(self) -> tuple[int, int]:
+        """Which of how many processes this is."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def _make_sampler(self) -> ResumableBatchSampler:
         labels = self.split.seen_labels(self.manifest.labels[self.split.train])
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self._rank
         return self._sampler(labels=labels, seed=self.seed, rank=rank, world_size=world_size)
 
 

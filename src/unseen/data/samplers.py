@@ -7,6 +7,8 @@ applied to, and differs between two draws of one image.
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,6 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+log = logging.getLogger(__name__)
 
 Draw = tuple[int, int, int]
 
@@ -115,14 +119,14 @@ class ClassBalanced(ResumableBatchSampler):
 
     Args:
         labels: `(N,)` of the training images.
-        classes_per_batch: P, on each rank.
+        classes_per_batch: P, on each rank; all classes where there are fewer.
         images_per_class: K.
         seed: see `ResumableBatchSampler`.
         rank: likewise.
         world_size: likewise.
 
     Raises:
-        ValueError: P or K is below 1, or there are fewer than P classes.
+        ValueError: P or K is below 1.
     """
 
     def __init__(
@@ -137,16 +141,18 @@ class ClassBalanced(ResumableBatchSampler):
     ) -> None:
         super().__init__(seed=seed, rank=rank, world_size=world_size)
         classes = np.unique(labels)
-        if not 1 <= classes_per_batch <= len(classes):
-            raise ValueError(
+        if classes_per_batch < 1:
+            raise ValueError(f"sampler.classes_per_batch={classes_per_batch}: wanted at least 1.")
+        if classes_per_batch > len(classes):
+            _say_once(
                 f"sampler.classes_per_batch={classes_per_batch}: the training split has {len(classes)} "
-                f"classes. Choose between 1 and {len(classes)}."
+                "classes; each batch has all of them."
             )
         if images_per_class < 1:
             raise ValueError(f"sampler.images_per_class={images_per_class}: wanted at least 1.")
         by_class = np.argsort(labels, kind="stable")
         self.members = np.split(by_class, np.searchsorted(labels[by_class], classes[1:]))
-        self.classes_per_batch = classes_per_batch
+        self.classes_per_batch = min(classes_per_batch, len(classes))
         self.images_per_class = images_per_class
 
     @cached_property
@@ -187,3 +193,9 @@ class ClassBalanced(ResumableBatchSampler):
             others = np.setdiff1d(np.arange(len(self.members)), list(batch))
             for member in generator.permutation(others)[:missing]:
                 batch[member] = self._groups(member, generator)[0]
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """A run makes its sampler more than once."""
+    log.warning(message)

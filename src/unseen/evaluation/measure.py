@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -39,7 +40,8 @@ class Scores:
             move. The mean of n draws is √n times more certain than one draw, but as uncertain as ever about
             other images, classes and seeds of training. NaN with a single draw.
         intervals: `unseen` or `untrained` → metric → (low, high), 95 % over test classes; see
-            `class_intervals`. A clustering metric has none.
+            `class_intervals`. A clustering metric has none, and no gap: it would cost a clustering for each
+            draw of galleries.
     """
 
     metrics: dict[str, Metrics]
@@ -198,7 +200,8 @@ def _matched(
 
 
 def _evaluate_each(images: EmbeddedImages, galleries: list[Rows], evaluate: Evaluate) -> list[Metrics]:
-    """The metrics of each gallery; one that was drawn before (all of few images) is not searched again."""
+    """The metrics of each gallery, clustering aside; one that was drawn before is not searched again."""
+    evaluate = functools.partial(evaluate, nmi=False, ami=False)
     known: dict[bytes, Metrics] = {}
     for rows in galleries:
         if rows.tobytes() not in known:

@@ -118,6 +118,7 @@ class Study:
     study: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # we say what there is to say
         self.folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.study = optuna.create_study(
@@ -231,9 +232,9 @@ class Study:
     @property
     def best(self) -> list[FrozenTrial]:
         """The best trial; of several objectives those that none is better than in all."""
-        with suppress(ValueError):
-            return list(self.study.best_trials)
-        return []
+        if len(self.objectives) == 1:
+            return self.complete[:1]
+        return list(self.study.best_trials)
 
     @property
     def complete(self) -> list[FrozenTrial]:

@@ -150,11 +150,8 @@ def job_key(config: Mapping[str, Any], split: str, weights: str | None, version:
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key → value of everything that changes what is trained."""
-    return {
-        key: value
-        for key, value in flattened(config)
-        if not any(f"{key}.".startswith(f"{skipped}.") for skipped in INCIDENTAL)
-    }
+    skipped = tuple(f"{key}." for key in INCIDENTAL)
+    return {key: value for key, value in flattened(config) if not f"{key}.".startswith(skipped)}
 
 
 def flattened(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

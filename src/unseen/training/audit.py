@@ -66,8 +66,9 @@ class AdversaryAudit(Callback):
         self._metric_losses.append(float(metrics["train/metric_loss"]))
         self._accuracies.append(float(metrics["train/adversary_accuracy"]))
         chance = 1 / trainer.datamodule.num_classes  # type: ignore[attr-defined]
-        # A network that starts from nothing has no classes to tell apart at first: a third may pass.
-        if len(self._accuracies) == max(2, math.ceil((trainer.max_epochs or 0) / 3)):
+        # A network that starts from nothing has no classes to tell apart at first: half may pass.
+        epochs = trainer.max_epochs or 0
+        if len(self._accuracies) == min(epochs, max(3, math.ceil(epochs / 2))):
             _say(dead_adversary(self._accuracies, chance))
         _say(dominating_adversary(self._metric_losses))
 

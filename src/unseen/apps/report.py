@@ -1,0 +1,51 @@
+"""Compare finished runs by their records: what is better, what is not, and what one cannot tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from unseen.config.command_line import building, command
+
+
+@command("report")
+def main(config: DictConfig) -> None:
+    """Print the comparison, and write its tables."""
+    # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from rich.console import Console
+
+    from unseen.report.comparison import compare
+    from unseen.report.runs import load_runs
+    from unseen.report.tables import terminal
+    from unseen.report.write import write_tables
+
+    output = Path(config.output)
+    with building():
+        folders = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
+        runs = load_runs([str(folder) for folder in folders])
+        comparison = compare(
+            runs,
+            str(config.compare),
+            reference=str(config.reference),
+            metrics=list(config.by),
+            margin=config.margin,
+            split=config.split,
+            cells=list(config.cells),
+            level=config.level,
+        )
+        written = write_tables(output, comparison, runs)
+    console = Console()
+    console.print(terminal(comparison))
+    for unreadable in runs.unreadable:
+        console.print(f"Left out: {unreadable.reason}", markup=False, style="red", soft_wrap=True)
+    if runs.waiting:
+        console.print(
+            f"Jobs without a record yet: {len(runs.waiting)}. This compares a part.", style="yellow"
+        )
+    names = ", ".join(path.name for path in written)
+    console.print(f"{len(runs.finished)} finished runs. Written to {output}: {names}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
