@@ -69,7 +69,7 @@ def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str =
     settings = _settings(own, config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         several, others = _each(settings, of_trials)
-        words = [*([] if settings.get("space") is None else settings.space.sought), *others]
+        words = [*settings.space.sought, *others]
         sought = _sought([_parse(word) for word in words])
     freezer = Freezer(config_name, config_dir)
     studies = [
@@ -210,8 +210,8 @@ def _study(
             objectives=plain(settings.objectives),
             trials=settings.trials,
             freeze=freeze,
-            sampler=instantiate(settings.sampler),
-            pruner=instantiate(settings.pruner),
+            sampler=instantiate(settings.optuna.sampler),
+            pruner=instantiate(settings.optuna.pruner),
             seed=settings.search_seed,
             lock=settings.lock,
             say=lambda line: console.print(line, markup=False, soft_wrap=True),
