@@ -72,6 +72,11 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     evaluation = functools.partial(evaluate, **plain(config.metrics))
     settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
     learner, data = _build_learner(config, evaluation, given)
+    if not settings.test and len(data.split.validation) == 0:
+        raise ValueError(
+            "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
+            "Choose protocol=holdout."
+        )
     content = plain(config)
     identity = {
         "split": data.split.fingerprint,

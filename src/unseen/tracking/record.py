@@ -24,7 +24,7 @@ SCHEMA = 2
 
 INCIDENTAL = (
     "run_folder", "resume_from", "save_every", "choices", "overrides", "logger", "callbacks", "pictures",
-    "check", "check_from", "metrics", "evaluation", "backbone.weights",
+    "check", "check_from", "tuning_trials", "metrics", "evaluation", "backbone.weights",
     "trainer.accelerator", "trainer.devices", "trainer.default_root_dir", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps",
     "data.root", "data.path", "data.source", "data.download", "data.workers", "data.cache", "data.cache_dir",

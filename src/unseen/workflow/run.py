@@ -20,7 +20,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from unseen.data.module import DataModule
-from unseen.evaluation.measure import Evaluate, Measurement, Scores, measure, measure_untrained
+from unseen.evaluation.measure import (
+    Evaluate,
+    Measurement,
+    Scores,
+    measure,
+    measure_untrained,
+    measure_validation,
+)
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.untrained import worse_than_untrained
 from unseen.pictures import training_curves
@@ -52,6 +59,7 @@ class EvaluationSettings:
     """How a run is measured.
 
     Args:
+        test: whether the test classes are measured; without them, the validation classes alone are.
         seed: of every draw: the protocol's, so that runs of other seeds are measured alike.
         draws: of matched galleries.
         resamples: of test classes, for intervals.
@@ -59,6 +67,7 @@ class EvaluationSettings:
         probe_images: of each class.
     """
 
+    test: bool
     seed: int
     draws: int
     resamples: int
@@ -150,13 +159,16 @@ def _execute(run: Run) -> RunRecord | None:
     device = run.trainer.strategy.root_device
     if device.type == "cpu":
         keep_freed_memory()
-    untrained = _measure_untrained(run) if rank_zero_only.rank == 0 else None  # type: ignore[attr-defined]
+    measures = run.evaluation.test and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    untrained = _measure_untrained(run) if measures else None
     with run.timed("train"):
         run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.resume_from)
-    if not run.trainer.is_global_zero or untrained is None:
+    if not run.trainer.is_global_zero:
         return None
     chosen_epoch = _restore_chosen(run)
     run.learner.to(device)  # Lightning leaves the learner on the CPU
+    if untrained is None:
+        return _validated(run, chosen_epoch)
     with run.timed("measure"):
         measured = measure(run.learner.embedder, run.data, run.evaluate, **_how(run))
     record = _record(run, measured, untrained, chosen_epoch)
@@ -182,6 +194,36 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _parameters(run: Run) -> int:
     return sum(p.numel() for p in run.learner.embedder.parameters())
+
+
+def _validated(run: Run, chosen_epoch: int) -> RunRecord:
+    """Of a run whose test classes nobody looks at."""
+    with run.timed("measure"):
+        metrics = measure_validation(run.learner.embedder, run.data, run.evaluate)
+    record = dataclasses.replace(
+        _bare_record(run),
+        metrics={"validation": metrics},
+        images_per_second=_throughput(run),
+        chosen_epoch=chosen_epoch,
+        adversary_strength=_strength(run),
+    )
+    run.record = record
+    record.save(run.folder / "record.json")
+    results = {f"validation/{name}": value for name, value in metrics.items()}
+    log_results(run.trainer.loggers, results, run.trainer.global_step)
+    return record
+
+
+def _throughput(run: Run) -> float:
+    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
+    return throughput.images_per_second
+
+
+def _strength(run: Run) -> float | None:
+    """λ at the end of training."""
+    adversary = run.learner.adversary
+    return None if adversary is None else adversary.strength_at(run.learner.progress)
 
 
 def _how(run: Run) -> dict[str, int]:
@@ -211,9 +253,6 @@ def _restore_chosen(run: Run) -> int:
 
 
 def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: int) -> RunRecord:
-    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
-    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
-    adversary = run.learner.adversary
     names = run.data.manifest.class_names
     classes = [names[int(label)] for label in measured.unseen.classes]
     return dataclasses.replace(
@@ -221,9 +260,9 @@ def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: in
         metrics={**measured.metrics, **untrained.metrics},
         spread={**measured.spread, **untrained.spread},
         intervals={**measured.intervals, **untrained.intervals},
-        images_per_second=throughput.images_per_second,
+        images_per_second=_throughput(run),
         chosen_epoch=chosen_epoch,
-        adversary_strength=None if adversary is None else adversary.strength_at(run.learner.progress),
+        adversary_strength=_strength(run),
         per_class={
             metric: dict(zip(classes, values.tolist(), strict=True))
             for metric, values in measured.unseen.per_class.items()

@@ -1,0 +1,309 @@
+"""A search from what was typed to the experiment that it leaves: space, studies, trials, the best."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+
+from unseen.config.command_line import building, check_overrides, config_folder, searched
+from unseen.config.freeze import Freezer, Frozen
+from unseen.config.grid import NOT_OF_A_JOB
+from unseen.config.identity import plain
+from unseen.config.values import UsageError
+from unseen.files import replacing
+from unseen.pictures import importance_bars
+from unseen.sweep.job import Job
+from unseen.sweep.lock import KINDS
+from unseen.sweep.process import interruptible
+from unseen.sweep.search import Choice, Interval, Space, Study
+from unseen.sweep.tables import trials_table
+
+STOPPED = 130
+"""Status of a search that Ctrl-C stopped."""
+OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
+"""A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
+
+
+class Sought(NamedTuple):
+    """What was typed, by its use.
+
+    Args:
+        fixed: overrides of every trial, each of one value.
+        space: key → what it may be.
+    """
+
+    fixed: list[str]
+    space: Space
+
+
+def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> int:
+    """Seek the best settings, in one study or in several of the same budget.
+
+    Args:
+        typed: overrides of the search itself (see `conf/tune.yaml`) and of its trials.
+        config_dir: a user's own groups.
+        config_name: primary config of a trial.
+
+    Returns:
+        0; 1 if no trial of a study came to a value; 130 if the search was stopped.
+
+    Raises:
+        UsageError: before anything runs: what was typed cannot work.
+    """
+    console = Console()
+    own, of_trials = _divided(typed)
+    settings = _settings(own, config_dir)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        several, others = _each(settings, of_trials)
+        words = [*settings.space.sought, *others]
+        sought = _sought([_parse(word) for word in words])
+    freezer = Freezer(config_name, config_dir)
+    studies = [
+        _study(settings, Sought([*fixed, *sought.fixed], sought.space), freezer, config_dir, console)
+        for fixed in several
+    ]
+    status = 0
+    with interruptible() as stopped:
+        for study, fixed in studies:
+            console.print(f"{study.trials} trials in {escape(str(study.folder))}", soft_wrap=True)
+            study.run(settings.workers)
+            status = max(status, _conclude(study, fixed, console))
+            if stopped.is_set():
+                console.print("Stopped. The same command goes on.")
+                return STOPPED
+    return status
+
+
+def _divided(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the search itself, and those of its trials."""
+    keys = set(OmegaConf.load(config_folder() / "tune.yaml")) - {"defaults", "hydra"} | {"space"}
+    own = [word for word in typed if word.lstrip("+~").partition("=")[0].partition(".")[0] in keys]
+    return own, [word for word in typed if word not in own]
+
+
+def _settings(own: Sequence[str], config_dir: str | None) -> DictConfig:
+    check_overrides("tune", own, config_dir)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        try:
+            settings = compose("tune", overrides=[*searched(config_dir), *own])
+        except HydraException as error:
+            raise UsageError(str(error)) from error
+    if settings.lock not in KINDS:
+        raise UsageError(f"lock={settings.lock}: choices are {', '.join(KINDS)}.")
+    for key in ("trials", "workers"):
+        if settings[key] < 1:
+            raise UsageError(f"{key}={settings[key]}: wanted at least 1.")
+    if not settings.objectives:
+        raise UsageError("objectives={}: wanted at least one, such as objectives.map_at_r=maximize.")
+    return settings
+
+
+def _parse(word: str) -> Override:
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        override = OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{word}: cannot be read ({reason}). Wanted key=value or group=choice.") from error
+    for key, remedy in NOT_OF_A_JOB.items():
+        if override.key_or_group == key or override.key_or_group.startswith((f"{key}.", f"{key}/")):
+            raise UsageError(f"{word}: has no place in a search. {remedy}")
+    return override
+
+
+def _each(settings: DictConfig, typed: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """The overrides that tell the studies apart, for each study; and all others."""
+    axes: dict[str, list[str]] = {}
+    others = []
+    for word in typed:
+        override = _parse(word)
+        if override.key_or_group in settings.each:
+            axes[override.key_or_group] = _values(override)
+        else:
+            others.append(word)
+    for key in settings.each:
+        if key not in axes:
+            raise UsageError(f"each=[{key}]: '{key}' has no values. Give them: {key}=a,b,c.")
+    return [list(combination) for combination in itertools.product(*axes.values())], others
+
+
+def _values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if not override.is_discrete_sweep():
+        raise UsageError(f"{override.input_line}: an interval does not list values. Give key=a,b,c.")
+    return [f"{key}={value}" for value in override.sweep_string_iterator() if not value.startswith("_")]
+
+
+def _sought(overrides: Sequence[Override]) -> Sought:
+    """Of a key that is given twice the last counts: what is typed comes after the ready space."""
+    fixed: dict[str, str] = {}
+    space: dict[str, Interval | Choice] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        fixed.pop(key, None)
+        space.pop(key, None)
+        if not override.is_sweep_override():
+            fixed[key] = override.input_line or ""
+            continue
+        try:
+            space[key] = _part(override)
+        except ValueError as error:
+            raise UsageError(f"{override.input_line}: {error}") from error
+    if not space:
+        raise UsageError(
+            "Nothing is sought: choose a ready space (space=rates), or give a key several values, such as "
+            "'optimizer.learning_rates.head=tag(log,interval(1e-4,1e-2))'."
+        )
+    return Sought(list(fixed.values()), space)
+
+
+def _part(override: Override) -> Interval | Choice:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        ends: list[Any] = [value.start, value.end]
+        is_whole = all(isinstance(end, int) for end in ends)
+        return Interval(ends[0], ends[1], "log" in value.tags, 1 if is_whole else None)
+    values = tuple(text for text in override.sweep_string_iterator() if not text.startswith("_"))
+    if len(values) < 2:
+        raise UsageError(f"{override.input_line}: gives no choice.")
+    return Choice(values)
+
+
+def _study(
+    settings: DictConfig, sought: Sought, freezer: Freezer, config_dir: str | None, console: Console
+) -> tuple[Study, list[str]]:
+    """A study, ready to run, and the overrides that all its trials share."""
+    fixed = sought.fixed
+    if not any(word.partition("=")[0] == "protocol" for word in fixed):
+        fixed = ["protocol=holdout", *fixed]
+    _check(fixed, sought.space, freezer.config_name, config_dir)
+    root = Path(settings.tune_folder).expanduser()
+    first = freezer.freeze([*fixed, *_first(sought.space), *OF_A_TRIAL], root)
+    _check_held_out(first)
+    folder = root.resolve() / _name(first, sought, settings)
+
+    def freeze(values: Sequence[str]) -> Job:
+        one = freezer.freeze([*fixed, *values, *OF_A_TRIAL], folder / "trials")
+        for logger in one.config.logger.values():
+            if "job_type" in logger:
+                logger.job_type = "tune"
+        one.save()
+        return one.job
+
+    with building():
+        study = Study(
+            folder=folder,
+            space=sought.space,
+            objectives=plain(settings.objectives),
+            trials=settings.trials,
+            freeze=freeze,
+            sampler=instantiate(settings.optuna.sampler),
+            pruner=instantiate(settings.optuna.pruner),
+            seed=settings.search_seed,
+            lock=settings.lock,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        )
+    return study, fixed
+
+
+def _first(space: Space) -> list[str]:
+    """Values of every sought key, to see that they exist and what else the config holds."""
+    return [
+        f"{key}={part.values[0] if isinstance(part, Choice) else part.low}" for key, part in space.items()
+    ]
+
+
+def _check(fixed: Sequence[str], space: Space, config_name: str, config_dir: str | None) -> None:
+    words = [f"{key}={','.join(part.values)}" for key, part in space.items() if isinstance(part, Choice)]
+    ends = [f"{key}={part.low}" for key, part in space.items() if isinstance(part, Interval)]
+    check_overrides(config_name, [*fixed, *words, *ends], config_dir)
+
+
+def _check_held_out(first: Frozen) -> None:
+    if "class_fraction" in first.config.protocol or "folds" in first.config.protocol:
+        return
+    choice = first.config.choices.get("protocol")
+    raise UsageError(
+        f"protocol={choice}: holds no training classes out, so that only test classes could judge a trial. "
+        "Choose protocol=holdout (the default here) or protocol=folds."
+    )
+
+
+def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:
+    """What is tuned, for people and exactly: equal names, one study."""
+    content = plain(first.config)
+    for name in ("choices", "overrides", "run_folder"):
+        content.pop(name)
+    about = [first.job.key, repr(sorted(sought.space.items())), plain(settings.objectives)]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    readable, _, _ = first.job.folder.name.rpartition("_")
+    return f"{readable}_{digest}"
+
+
+def _conclude(study: Study, fixed: Sequence[str], console: Console) -> int:
+    """Tables, pictures and experiments of what is known by now."""
+    complete = study.complete
+    if not complete:
+        console.print("No trial came to a value.")
+        return 1
+    console.print(trials_table(study))
+    if importances := study.importances():
+        importance_bars(study.folder / "importance.png", importances, next(iter(study.objectives)))
+    ended = sum(trial.state.is_finished() for trial in study.study.get_trials(deepcopy=False))
+    best = study.best
+    names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]
+    for name, trial in zip(names, best, strict=True):
+        values = [f"{key}={value}" for key, value in trial.params.items()]
+        write_experiment(study.folder / "experiment" / f"{name}.yaml", [*fixed, *values], ended)
+    console.print(
+        f"Chosen by {ended} trials. Train with it, on all training classes:\n"
+        f"  unseen train --config-dir {study.folder} experiment={names[0]}",
+        soft_wrap=True,
+        markup=False,
+    )
+    return 0
+
+
+def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
+    """An `experiment` that has the effect of overrides.
+
+    Args:
+        path: YAML to write.
+        overrides: as typed; the protocol is left to whoever trains.
+        trials: that chose them.
+    """
+    groups, content = [], OmegaConf.create({"tuning_trials": trials})
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for word in overrides:
+            override = _parse(word)
+            key = override.key_or_group
+            if key.partition(".")[0] in ("protocol", "experiment"):
+                continue
+            if loader.get_group_options(key):
+                groups.append({f"override /{key}": override.value()})
+            else:
+                OmegaConf.update(content, key, override.value(), force_add=True)
+    shown: dict[str, Any] = {"defaults": groups} if groups else {}
+    text = OmegaConf.to_yaml(OmegaConf.create({**shown, **plain(content)}))
+    head = (
+        f"# @package _global_\n# Chosen by {trials} trials of `unseen tune` on held-out training classes.\n"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(head + text, encoding="utf-8")

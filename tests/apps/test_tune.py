@@ -1,0 +1,80 @@
+"""`unseen tune` as a user types it: what it refuses, what a trial looks at, and what it leaves."""
+
+import pytest
+
+from unseen.config.command_line import load_config
+from unseen.config.freeze import Freezer
+from unseen.config.identity import plain
+from unseen.config.tune import tune, write_experiment
+from unseen.config.values import UsageError
+from unseen.tracking.record import RunRecord, essential
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["protocol=fixed"], "protocol=fixed: holds no training classes out"),
+        (["space=none"], "Nothing is sought"),
+        (["space=rate"], "did you mean 'rates'"),
+        (["trials=0"], "trials=0: wanted at least 1"),
+        (["optimizer.learning_rate.head=1,2"], "did you mean 'learning_rates'"),
+        (["loss=tripplet,contrastive"], "did you mean 'triplet'"),
+        (["embedding.size=interval(64,8)"], "a lower and a higher end"),
+        (["embedding.size=tag(log,interval(0,8))"], "starts above 0"),
+        (["each=[ablation]"], "'ablation' has no values"),
+        (["each=[seed]", "seed=interval(0,3)"], "does not list values"),
+        (["objectives.map_at_r=up"], "choices are maximize, minimize"),
+        (["hydra/launcher=joblib"], "has no place in a search"),
+        (["run_folder=/tmp/x"], "has no place in a search"),
+        (["seed=(1"], "cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp_path):
+    with pytest.raises(UsageError) as refused:
+        tune([*tiny_run, f"tune_folder={tmp_path}", *typed])
+    assert words in str(refused.value)
+    assert not list(tmp_path.glob("*/trials"))
+
+
+def test_an_experiment_has_the_effect_of_what_was_typed(tiny_run, tmp_path):
+    sought = ["loss=norm_softmax", "fusion=gap", "optimizer.learning_rates.head=0.00123", "embedding.size=96"]
+    typed = [*tiny_run, "ablation=custom", *sought]
+    write_experiment(tmp_path / "experiment" / "best.yaml", [*typed, "protocol=holdout"], trials=12)
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    wanted = plain(load_config(typed, run_folder=str(tmp_path)))
+    assert essential(made) == essential(wanted)
+    assert made["tuning_trials"] == 12
+    assert made["protocol"] == wanted["protocol"]
+
+
+@pytest.mark.slow
+def test_trials_never_look_at_test_classes_and_the_best_becomes_an_experiment(tiny_run, tmp_path, capsys):
+    typed = [
+        *tiny_run,
+        f"tune_folder={tmp_path}",
+        "protocol.class_fraction=0.5",
+        "each=[ablation]",
+        "ablation=baseline,gdfl",
+        "trials=2",
+        "optimizer.learning_rates.backbone=1e-3",
+    ]
+    assert tune(typed) == 0
+    studies = sorted(path for path in tmp_path.iterdir())
+    assert [path.name.split("_seed0_")[0] for path in studies] == [
+        "folder_multi_similarity_baseline",
+        "folder_multi_similarity_gdfl",
+    ]
+    for study in studies:
+        records = [RunRecord.load(file) for file in study.glob("trials/*/record.json")]
+        assert len(records) == 2
+        assert [set(record.metrics) for record in records] == [{"validation"}] * 2
+        assert len({record.config["optimizer"]["learning_rates"]["head"] for record in records}) == 2
+        assert {record.config["optimizer"]["learning_rates"]["backbone"] for record in records} == {1e-3}
+        assert not list(study.glob("trials/*/queries.npz"))
+        assert not list(study.glob("trials/*/checkpoints"))
+        best = Freezer(config_dir=str(study)).freeze(["experiment=best"], study).config
+        heads = [record.config["optimizer"]["learning_rates"]["head"] for record in records]
+        assert best.optimizer.learning_rates.head in heads
+    capsys.readouterr()
+    assert tune(typed) == 0  # spent: nothing runs again
+    assert "2/2" not in capsys.readouterr().out

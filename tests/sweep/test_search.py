@@ -1,0 +1,236 @@
+"""A search with jobs that compute a known function: what it finds, prunes, survives and never does twice."""
+
+import functools
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from unseen.sweep import process
+from unseen.sweep.job import Job
+from unseen.sweep.search import Choice, Interval, Study, course, value_of
+from unseen.tracking.record import RunRecord
+
+JOB = """
+import json, sys, time
+from pathlib import Path
+from unseen.sweep.lock import BUSY, BusyError, locked
+from unseen.tracking.record import RunRecord
+
+folder = Path(sys.argv[1])
+x, kind = json.loads((folder / "values.json").read_text())
+
+def record(**changes):
+    content = dict(choices={}, seed=0, config={}, split="", manifest="", metrics={})
+    RunRecord(**content | {"seconds": {"train_total": 2.0}} | changes).save(folder / "record.json")
+
+try:
+    with locked(folder, "kernel"):
+        if (folder / "record.json").exists() and kind != "broken":
+            sys.exit(0)
+        with (folder / "starts").open("a") as file:
+            file.write("x")
+        if kind == "broken":
+            record(status="failed", error="ValueError: it broke")
+            sys.exit(1)
+        value = 1 - (x - 0.3) ** 2
+        rows = "epoch,step,validation/map_at_r\\n"
+        for epoch in range(4):
+            rows += f"{epoch},{epoch},{value * (epoch + 1) / 4}\\n"
+            (folder / "metrics.csv").write_text(rows)
+            time.sleep(1.5 if kind == "slow" else 0)
+        found = {"map_at_r": value, "recall_at_1": 1 - value}
+        record(metrics={"validation": found}, parameters=int(1000 * x))
+except BusyError:
+    sys.exit(BUSY)
+"""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """`make(trials, space, …)`: a study whose jobs are processes that compute 1 − (x − 0.3)²."""
+    script = tmp_path / "job.py"
+    script.write_text(textwrap.dedent(JOB))
+    monkeypatch.setattr(process, "command", lambda job, lock: [sys.executable, str(script), str(job.folder)])
+
+    def study(trials=8, space=None, **changes):
+        lines = []
+        arguments = {
+            "folder": tmp_path / "study",
+            "space": space or {"x": Interval(0.0, 1.0)},
+            "objectives": {"map_at_r": "maximize"},
+            "trials": trials,
+            "freeze": functools.partial(freeze, tmp_path / "study" / "trials"),
+            "sampler": optuna.samplers.TPESampler,
+            "pruner": optuna.pruners.NopPruner(),
+            "lock": "kernel",
+            "say": lines.append,
+        }
+        made = Study(**(arguments | changes))
+        made.lines = lines
+        return made
+
+    return study
+
+
+def freeze(root, overrides):
+    """A job that its values name, as a real one's key does."""
+    values = dict(word.split("=") for word in overrides)
+    if values.get("kind") == "impossible":
+        raise ValueError("kind=impossible: cannot be.")
+    folder = root / "_".join(overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "values.json").write_text(f'[{values.get("x", 0.5)}, "{values.get("kind", "plain")}"]')
+    return Job(folder.name, "0" * 16, folder)
+
+
+def states(study):
+    return Counter(trial.state for trial in study.study.trials)
+
+
+def starts(study):
+    return [len(file.read_text()) for file in study.folder.glob("trials/*/starts")]
+
+
+@pytest.mark.slow
+def test_it_finds_the_optimum_within_the_budget_and_goes_on_where_it_stopped(make):
+    make(6).run()
+    study = make(20)
+    assert len(study.study.trials) == 6
+    study.run()
+    assert len(study.study.trials) == 20
+    assert starts(study) == [1] * 20
+    (best,) = study.best
+    assert abs(best.params["x"] - 0.3) < 0.15
+    assert best.values[0] == pytest.approx(1 - (best.params["x"] - 0.3) ** 2)
+    # Proposals go on after a restart instead of beginning again.
+    assert len({trial.params["x"] for trial in study.study.trials}) == 20
+    study.run()
+    assert len(study.study.trials) == 20
+
+
+def test_a_trial_that_breaks_or_cannot_be_is_told_as_failed_with_its_error(make):
+    study = make(6, {"kind": Choice(("plain", "broken", "impossible"))}, sampler=InTurn)
+    study.run()
+    assert states(study) == {TrialState.COMPLETE: 2, TrialState.FAIL: 4}
+    errors = {trial.user_attrs.get("error") for trial in study.study.trials}
+    assert errors == {None, "ValueError: it broke", "kind=impossible: cannot be."}
+    assert [trial.params["kind"] for trial in study.complete] == ["plain", "plain"]
+
+
+class InTurn(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        choices = param_distribution.choices
+        return choices[trial.number % len(choices)]
+
+
+def test_two_trials_that_are_one_job_wait_for_it(make):
+    study = make(3, {"kind": Choice(("slow", "other"))}, sampler=Same)
+    study.run(workers=3)
+    assert states(study) == {TrialState.COMPLETE: 3}
+    assert len({trial.values[0] for trial in study.study.trials}) == 1
+    assert starts(study) == [1]
+
+
+class Same(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return "slow"
+
+
+def test_a_free_worker_does_not_wait_for_a_slow_trial(make):
+    study = make(5, {"x": Interval(0.0, 1.0), "kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
+    study.run(workers=2)
+    ended = sorted(study.study.trials, key=lambda trial: trial.datetime_complete)
+    assert ended[-1].number == 0
+    assert ended[-1].params["kind"] == "slow"
+
+
+class SlowFirst(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        if param_name == "kind":
+            return "slow" if trial.number == 0 else "plain"
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+def test_a_trial_below_the_median_is_ended_early(make):
+    class Worse(optuna.samplers.RandomSampler):
+        def sample_independent(self, study, trial, param_name, param_distribution):
+            if param_name == "kind":
+                return "slow" if trial.number == 4 else "plain"
+            return [0.3, 0.31, 0.32, 0.33, 0.99][trial.number]
+
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
+    space = {"x": Interval(0.0, 1.0), "kind": Choice(("slow", "plain"))}
+    study = make(5, space, sampler=Worse, pruner=pruner)
+    study.run()
+    assert [trial.state for trial in study.study.trials][4] == TrialState.PRUNED
+    assert not list(study.folder.glob("trials/x=0.99*/record.json"))
+    assert "pruned after epoch" in study.lines[-1]
+
+
+def test_several_objectives_give_those_that_none_beats_in_all(make):
+    study = make(12, objectives={"map_at_r": "maximize", "parameters": "minimize"})
+    study.run()
+    points = {trial.number: trial.values for trial in study.complete}
+    beaten = {
+        one
+        for one, (value, size) in points.items()
+        if any(v >= value and s <= size and (v, s) != (value, size) for v, s in points.values())
+    }
+    assert {trial.number for trial in study.best} == points.keys() - beaten
+
+
+def test_a_trial_whose_process_died_is_gone_on_with(make, tmp_path):
+    study = make(3)
+    trial = study.study.ask({"x": study.space["x"].distribution})
+    job = study.freeze([f"x={trial.params['x']}"])
+    trial.set_user_attr("folder", str(job.folder))
+    again = make(3)
+    again.run()
+    assert states(again) == {TrialState.COMPLETE: 3}
+    assert again.study.trials[0].values == [pytest.approx(1 - (trial.params["x"] - 0.3) ** 2)]
+
+
+def test_a_trial_that_another_process_has_is_left_alone(make):
+    study = make(3, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
+    trial = study.study.ask({"kind": study.space["kind"].distribution})
+    job = study.freeze(["kind=slow"])
+    trial.set_user_attr("folder", str(job.folder))
+    other = subprocess.Popen(process.command(job, "kernel"))
+    while not (job.folder / "starts").exists():
+        time.sleep(0.05)
+    again = make(3, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
+    again.run()
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert again.study.trials[0].state == TrialState.RUNNING
+    assert starts(again) == [1, 1]
+
+
+def test_what_cannot_be_sought_is_refused_in_words(make):
+    with pytest.raises(ValueError, match=r"objectives\.map_at_r=up: choices are maximize, minimize"):
+        make(objectives={"map_at_r": "up"})
+    with pytest.raises(ValueError, match=r"interval\(2,1\): wanted a lower and a higher end"):
+        Interval(2, 1)
+    with pytest.raises(ValueError, match=r"interval\(0,1\): a logarithmic one starts above 0"):
+        Interval(0, 1, log=True)
+    record = RunRecord(
+        choices={}, seed=0, config={}, split="", manifest="", seconds={},
+        metrics={"validation": {"map_at_r": float("nan")}},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"objectives\.map_at_r: .* It has: map_at_r, seconds"):
+        value_of(record, "map_at_r")
+
+
+def test_the_course_of_a_metric_leaves_out_what_is_not_whole(tmp_path: Path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,step,validation/a,train/b\n0,3,0.5,\n0,4,,2\n1,7,0.75,\n2,9,0.\n3")
+    assert course(file, "validation/a") == {0: 0.5, 1: 0.75, 2: 0.0}
+    assert course(file, "validation/none") == {}
