@@ -195,6 +195,7 @@ class Study:
         if status != 0:
             self._fail(trial, job.error or f"left with status {status}; see {job.folder / LOG}")
             return
+        watch.read()  # what came after the last look: later trials are measured by it
         self._conclude(trial, job)
 
     def _conclude(self, trial: Trial, job: Job) -> None:
@@ -324,21 +325,26 @@ class _Watch:
         self.epoch = max(known, default=-1)
 
     def __call__(self) -> None:
+        if self.read() and self._trial.should_prune():
+            raise _PrunedError
+
+    def read(self) -> bool:
+        """Report new epochs; whether there were any."""
+        before = self.epoch
         if self._metric is None:
-            return
+            return False
         try:
             changed = self._file.stat().st_mtime
         except FileNotFoundError:
-            return
+            return False
         if changed == self._changed:
-            return
+            return False
         self._changed = changed
         for epoch, value in course(self._file, f"validation/{self._metric}").items():
             if epoch > self.epoch:
                 self.epoch = epoch
                 self._trial.report(value, epoch)
-        if self.epoch >= 0 and self._trial.should_prune():
-            raise _PrunedError
+        return self.epoch > before
 
 
 def course(path: Path, name: str) -> dict[int, float]:
