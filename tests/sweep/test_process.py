@@ -92,6 +92,7 @@ def test_ctrl_c_asks_what_runs_to_stop_and_starts_no_other(a_job, takes, launche
     assert (jobs[0].folder / "asked").exists()
     assert not (jobs[2].folder / "began").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as before"
+    assert not process.was_stopped(), "the next sweep starts unstopped"
 
 
 def test_a_job_that_does_not_stop_is_killed(a_job, takes):

@@ -111,12 +111,13 @@ def interruptible() -> Iterator[threading.Event]:
     Gives:
         an event that is set when the sweep was stopped.
     """
-    _stopped.clear()
+    global _stopped
     kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {kind: signal.signal(kind, _on_signal) for kind in kinds}
     try:
         yield _stopped
     finally:
+        _stopped = threading.Event()  # the caller keeps the old one; the next sweep starts unstopped
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
@@ -124,17 +125,19 @@ def interruptible() -> Iterator[threading.Event]:
 def _on_signal(kind: int, frame: FrameType | None) -> None:
     again = _stopped.is_set()
     _stopped.set()
-    for process in list(_running):
+    asked = list(_running)
+    for process in asked:
         if again:
             kill(process)
         else:
             process.terminate()
     if not again:
-        timer = threading.Timer(PATIENCE, _kill_all)
+        timer = threading.Timer(PATIENCE, _kill_those_left, [asked])
         timer.daemon = True
         timer.start()
 
 
-def _kill_all() -> None:
-    for process in list(_running):
-        kill(process)
+def _kill_those_left(asked: list[subprocess.Popen[bytes]]) -> None:
+    for process in asked:
+        if process.poll() is None:
+            kill(process)
