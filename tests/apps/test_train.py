@@ -94,9 +94,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, 
 
 @pytest.mark.slow
 def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tiny_run):
-    result = train(
+    result = unseen(
         tmp_path,
-        tiny_run,
+        "train",
+        *tiny_run,
         "--multirun",
         "ablation=baseline,cann",
         "logger=wandb",
@@ -133,7 +134,7 @@ def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["sampler.classes_per_batch=5"], ["classes_per_batch=5", "4 classes"]),
+        (["sampler.classes_per_batch=0"], ["classes_per_batch=0", "at least 1"]),
         (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
         (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
         (["embedding.size=0"], ["embedding.size=0", "at least 1"]),

@@ -25,6 +25,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
+from unseen.config import tune
 from unseen.config.command_line import check_overrides
 from unseen.config.sweep import planned
 from unseen.config.values import UsageError
@@ -37,7 +38,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep) ?(.*)$")
+COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep|tune) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],
@@ -115,6 +116,9 @@ def check_command(line: str) -> None:
     if found[1] == "sweep" or "--multirun" in words:
         assert planned(overrides, folder)[1]
         return
+    if found[1] == "tune":
+        assert tune.planned(overrides, folder)[1]
+        return
     check_overrides(found[1], overrides, folder)
 
 
@@ -123,7 +127,7 @@ def write_files(page: list[Block], folder: Path) -> None:
         if block.file is not None:
             path = folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, encoding="utf-8")
+            path.write_text(block.text.split("\n", 1)[1], encoding="utf-8")  # without its name
 
 
 def targets(content: Any) -> list[str]:
@@ -194,7 +198,7 @@ def refusal(override: str) -> str | None:
     reasons = []
     first, *others_of_train = [("train", companions) for companions in COMPANIONS]
     of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
-    for command, companions in [first, ("report", []), *of_sweeps, *others_of_train]:
+    for command, companions in [first, ("report", []), ("tune", []), *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
             check_overrides(command, [*others, override])

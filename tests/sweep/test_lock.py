@@ -96,9 +96,40 @@ def test_of_several_that_find_a_lease_expired_one_takes_it_over(tmp_path):
         folder.mkdir()
         (folder / "lease").write_text('{"holder": "the dead", "token": "old"}')
         os.utime(folder / "lease", (1, 1))
-        others = [process(folder, "lease", 30.0, 1.5) for _ in range(5)]
-        said = [other.communicate()[0].split()[0] for other in others]
+        others = [process(folder, "lease", 30.0) for _ in range(5)]
+        said = [other.stdout.readline().split()[0] for other in others]
+        for other in others:
+            other.kill()
+            other.communicate()
         assert sorted(said) == ["busy"] * 4 + ["held"]
+
+
+def test_who_read_a_lease_before_it_was_taken_over_does_not_take_it_again(tmp_path, monkeypatch):
+    lease = tmp_path / "lease"
+    lease.write_text('{"holder": "the dead", "token": "old"}')
+    os.utime(lease, (1, 1))
+    create = lock._create
+
+    def late(path, content):
+        if path.name == "lease.old":  # meanwhile another was faster, and has put its tombstone away
+            lease.write_text('{"holder": "another", "token": "new"}')
+        create(path, content)
+
+    monkeypatch.setattr(lock, "_create", late)
+    with pytest.raises(BusyError), locked(tmp_path, "lease", expires=30.0):
+        pass
+    assert '"new"' in lease.read_text()
+    assert not (tmp_path / "lease.old").exists()
+
+
+def test_a_take_over_that_died_half_way_blocks_nobody_for_ever(tmp_path):
+    for name in ("lease", "lease.old"):
+        (tmp_path / name).write_text('{"holder": "the dead", "token": "old"}')
+        os.utime(tmp_path / name, (1, 1))
+    with pytest.raises(BusyError), locked(tmp_path, "lease"):
+        pass
+    with locked(tmp_path, "lease"):
+        pass
 
 
 def test_a_holder_whose_lease_was_taken_over_stops_at_once(tmp_path):

@@ -65,17 +65,9 @@ def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str =
         UsageError: before anything runs: what was typed cannot work.
     """
     console = Console()
-    own, of_trials = _divided(typed)
-    settings = _settings(own, config_dir)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        several, others = _each(settings, of_trials)
-        words = [*settings.space.sought, *others]
-        sought = _sought([_parse(word) for word in words])
+    settings, plans = planned(typed, config_dir, config_name)
     freezer = Freezer(config_name, config_dir)
-    studies = [
-        _study(settings, Sought([*fixed, *sought.fixed], sought.space), freezer, config_dir, console)
-        for fixed in several
-    ]
+    studies = [(_study(settings, plan, freezer, console), plan.fixed) for plan in plans]
     status = 0
     with interruptible() as stopped:
         for study, fixed in studies:
@@ -86,6 +78,28 @@ def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str =
                 console.print("Stopped. The same command goes on.")
                 return STOPPED
     return status
+
+
+def planned(
+    typed: Sequence[str], config_dir: str | None = None, config_name: str = "train"
+) -> tuple[DictConfig, list[Sought]]:
+    """Settings of the search itself, and what each of its studies seeks; see `tune`.
+
+    Raises:
+        UsageError: what was typed cannot work.
+    """
+    own, of_trials = _divided(typed)
+    settings = _settings(own, config_dir)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        several, others = _each(settings, of_trials)
+        words = [*settings.space.sought, *others]
+        fixed, space = _sought([_parse(word) for word in words])
+    if not any(word.partition("=")[0] == "protocol" for word in fixed):
+        fixed = ["protocol=holdout", *fixed]
+    plans = [Sought([*apart, *fixed], space) for apart in several]
+    for plan in plans:
+        _check(plan, config_name, config_dir)
+    return settings, plans
 
 
 def _divided(typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -185,14 +199,9 @@ def _part(override: Override) -> Interval | Choice:
     return Choice(values)
 
 
-def _study(
-    settings: DictConfig, sought: Sought, freezer: Freezer, config_dir: str | None, console: Console
-) -> tuple[Study, list[str]]:
-    """A study, ready to run, and the overrides that all its trials share."""
+def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Console) -> Study:
+    """A study, ready to run."""
     fixed = sought.fixed
-    if not any(word.partition("=")[0] == "protocol" for word in fixed):
-        fixed = ["protocol=holdout", *fixed]
-    _check(fixed, sought.space, freezer.config_name, config_dir)
     root = Path(settings.tune_folder).expanduser()
     first = freezer.freeze([*fixed, *_first(sought.space), *OF_A_TRIAL], root)
     _check_held_out(first)
@@ -207,7 +216,7 @@ def _study(
         return one.job
 
     with building():
-        study = Study(
+        return Study(
             folder=folder,
             space=sought.space,
             objectives=plain(settings.objectives),
@@ -219,7 +228,6 @@ def _study(
             lock=settings.lock,
             say=lambda line: console.print(line, markup=False, soft_wrap=True),
         )
-    return study, fixed
 
 
 def _first(space: Space) -> list[str]:
@@ -229,10 +237,11 @@ def _first(space: Space) -> list[str]:
     ]
 
 
-def _check(fixed: Sequence[str], space: Space, config_name: str, config_dir: str | None) -> None:
+def _check(sought: Sought, config_name: str, config_dir: str | None) -> None:
+    space = sought.space
     words = [f"{key}={','.join(part.values)}" for key, part in space.items() if isinstance(part, Choice)]
     ends = [f"{key}={part.low}" for key, part in space.items() if isinstance(part, Interval)]
-    check_overrides(config_name, [*fixed, *words, *ends], config_dir)
+    check_overrides(config_name, [*sought.fixed, *words, *ends], config_dir)
 
 
 def _check_held_out(first: Frozen) -> None:

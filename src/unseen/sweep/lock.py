@@ -187,11 +187,19 @@ def _claim(path: Path, token: str, expires: float) -> None:
     if age < expires:
         raise BusyError(f"{path.parent}: {lease['holder']} is at it.")
     tombstone = path.with_name(f"lease.{lease['token']}")
+    busy = BusyError(f"{path.parent}: another process takes it over at this moment.")
     try:
         _create(tombstone, content)
     except FileExistsError:
-        raise BusyError(f"{path.parent}: another process takes it over at this moment.") from None
+        with suppress(FileNotFoundError, ValueError):
+            if _read(tombstone, path.parent)[1] > expires:  # who made it died: the next try succeeds
+                tombstone.unlink()
+        raise busy from None
     try:
+        # Another may have taken it over, tombstone and all, since it was read.
+        with suppress(FileNotFoundError, ValueError):
+            if _read(path, path.parent)[0]["token"] != lease["token"]:
+                raise busy
         with replacing(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     finally:
