@@ -68,7 +68,7 @@ def make(tmp_path, monkeypatch):
             "trials": trials,
             "freeze": functools.partial(freeze, tmp_path / "study" / "trials"),
             "sampler": optuna.samplers.TPESampler,
-            "pruner": optuna.pruners.NopPruner(),
+            "pruner": None,
             "lock": "kernel",
             "say": lines.append,
         }

@@ -223,7 +223,7 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
             trials=settings.trials,
             freeze=freeze,
             sampler=instantiate(settings.optuna.sampler),
-            pruner=instantiate(settings.optuna.pruner),
+            pruner=instantiate(settings.optuna.get("pruner")),
             seed=settings.search_seed,
             lock=settings.lock,
             say=lambda line: console.print(line, markup=False, soft_wrap=True),

@@ -96,7 +96,7 @@ class Study:
         freeze: values, as overrides → their job, frozen in its folder. It raises `ValueError` for values that
             cannot work together.
         sampler: called with `seed`; proposes.
-        pruner: ends trials early; of one objective only.
+        pruner: ends trials early, where there is one objective; none lets all come to their end.
         seed: of the proposals.
         lock: see `unseen.sweep.lock.locked`.
         say: called with a line whenever a trial ends.
@@ -111,7 +111,7 @@ class Study:
     trials: int
     freeze: Callable[[Sequence[str]], Job]
     sampler: Callable[..., optuna.samplers.BaseSampler]
-    pruner: optuna.pruners.BasePruner
+    pruner: optuna.pruners.BasePruner | None
     seed: int = 0
     lock: str = "auto"
     say: Callable[[str], None] = print
@@ -125,7 +125,7 @@ class Study:
             storage=storage,
             study_name=self.folder.name,
             directions=[_direction(name, wanted) for name, wanted in self.objectives.items()],
-            pruner=self.pruner,
+            pruner=self.pruner or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
         self._asking = Lock()
