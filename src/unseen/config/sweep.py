@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from unseen.config.command_line import building, check_overrides, config_folder, searched
+from unseen.config.command_line import building
 from unseen.config.freeze import Freezer
 from unseen.config.grid import Cell, cells
-from unseen.config.values import UsageError
+from unseen.config.own import divided, own_settings
 from unseen.sweep import ledger
 from unseen.sweep.job import State
-from unseen.sweep.lock import KINDS
 from unseen.sweep.process import interruptible
 
 STOPPED = 130
@@ -71,37 +67,10 @@ def planned(
     Raises:
         UsageError: what was typed cannot work.
     """
-    own, of_jobs = _divided(typed)
-    settings = _settings(own, config_dir)
+    own, of_jobs = divided(typed, "sweep")
+    settings = own_settings(own, "sweep", config_dir)
     grid = [] if settings.get("sweep") is None else settings.sweep.grid
     return settings, cells(grid, of_jobs, config_name, config_dir)
-
-
-def _divided(typed: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of the sweep itself, and those of its jobs."""
-    keys = set(OmegaConf.load(config_folder() / "sweep.yaml")) - {"defaults", "hydra"}
-    keys |= {"sweep", "launcher"}
-    own = [word for word in typed if _key(word).partition(".")[0] in keys]
-    return own, [word for word in typed if word not in own]
-
-
-def _key(word: str) -> str:
-    try:
-        return str(OverridesParser.create().parse_override(word).key_or_group)
-    except HydraException:
-        return ""  # refused with the jobs' overrides, in words
-
-
-def _settings(own: Sequence[str], config_dir: str | None) -> DictConfig:
-    check_overrides("sweep", own, config_dir)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        try:
-            settings = compose("sweep", overrides=[*searched(config_dir), *own])
-        except HydraException as error:
-            raise UsageError(str(error)) from error
-    if settings.lock not in KINDS:
-        raise UsageError(f"lock={settings.lock}: choices are {', '.join(KINDS)}.")
-    return settings
 
 
 def _launcher(settings: DictConfig) -> Any:

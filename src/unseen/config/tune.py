@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -19,15 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from unseen.config.command_line import building, check_overrides, config_folder, searched
+from unseen.config.command_line import building, check_overrides, config_folder
 from unseen.config.freeze import Freezer, Frozen
 from unseen.config.grid import NOT_OF_A_JOB
 from unseen.config.identity import plain
+from unseen.config.own import divided, own_settings
 from unseen.config.values import UsageError
 from unseen.files import replacing
 from unseen.pictures import importance_bars
 from unseen.sweep.job import Job
-from unseen.sweep.lock import KINDS
 from unseen.sweep.process import interruptible
 from unseen.sweep.search import Choice, Interval, Space, Study
 from unseen.sweep.tables import trials_table
@@ -88,7 +88,7 @@ def planned(
     Raises:
         UsageError: what was typed cannot work.
     """
-    own, of_trials = _divided(typed)
+    own, of_trials = divided(typed, "tune")
     settings = _settings(own, config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         several, others = _each(settings, of_trials)
@@ -102,22 +102,8 @@ def planned(
     return settings, plans
 
 
-def _divided(typed: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of the search itself, and those of its trials."""
-    keys = set(OmegaConf.load(config_folder() / "tune.yaml")) - {"defaults", "hydra"} | {"space"}
-    own = [word for word in typed if word.lstrip("+~").partition("=")[0].partition(".")[0] in keys]
-    return own, [word for word in typed if word not in own]
-
-
 def _settings(own: Sequence[str], config_dir: str | None) -> DictConfig:
-    check_overrides("tune", own, config_dir)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        try:
-            settings = compose("tune", overrides=[*searched(config_dir), *own])
-        except HydraException as error:
-            raise UsageError(str(error)) from error
-    if settings.lock not in KINDS:
-        raise UsageError(f"lock={settings.lock}: choices are {', '.join(KINDS)}.")
+    settings = own_settings(own, "tune", config_dir)
     for key in ("trials", "workers"):
         if settings[key] < 1:
             raise UsageError(f"{key}={settings[key]}: wanted at least 1.")
