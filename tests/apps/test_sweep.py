@@ -135,6 +135,7 @@ def test_ctrl_c_stops_at_a_step_and_the_sweep_goes_on(small, start, misbehaving,
     assert [attempt.status for attempt in job.attempts] == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(small, unseen, tmp_path):
     status, output = unseen("sweep", "sweep=ablation", *small, "seed=0,1", "dry_run=true")
     assert status == 0, output

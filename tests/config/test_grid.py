@@ -60,6 +60,7 @@ def test_what_has_no_place_in_a_sweep_is_refused_in_words(typed, words):
     assert words in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READY)
 def test_every_ready_grid_names_what_exists(name):
     grid = OmegaConf.load(config_folder() / "sweep" / f"{name}.yaml").grid

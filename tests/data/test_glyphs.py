@@ -26,6 +26,8 @@ from scipy.spatial.distance import cdist
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.sources import glyphs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "conf" / "data" / "glyphs.yaml"
 SMALL: dict[str, Any] = {
     "size": 24,
@@ -82,7 +84,6 @@ def class_of(default_classes: list[glyphs.Glyph]) -> dict[str, int]:
 # --- classes and roles
 
 
-@pytest.mark.slow
 def test_there_are_enough_classes_and_images(default_classes: list[glyphs.Glyph]) -> None:
     sides = Counter(glyph.role for glyph in default_classes)
     assert sides["train"] >= 250
@@ -244,7 +245,6 @@ def clean(default_classes: list[glyphs.Glyph]) -> NDArray[np.uint8]:
     return np.stack([glyphs.render(glyphs.ink_of(faces[face], one), 48, 0, random) for face, one in pairs])
 
 
-@pytest.mark.slow
 def test_no_image_is_blank_and_no_two_are_the_same(clean: NDArray[np.uint8]) -> None:
     assert len({image.tobytes() for image in clean}) == len(clean) > 7000
     ink = 1 - clean.mean(axis=(1, 2, 3)) / 255

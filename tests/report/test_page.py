@@ -26,6 +26,8 @@ from unseen.report.runs import load_runs
 from unseen.tracking.record import RunRecord
 from unseen.tracking.sheet import RetrievalSheet, SheetRow
 
+pytestmark = pytest.mark.slow
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 EVIL = "</script><b>Gr​eek Ω & 'λ'"

@@ -165,6 +165,7 @@ def test_both_are_saved_under_the_accounts_own_name_and_their_addresses_are_said
         publish(compare(runs), runs, "birds", "me")
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_tables_first_and_says_in_words_what_is_missing(runs, tmp_path):
     for run in runs.finished:
         run.record.save(run.folder / "record.json")

@@ -76,6 +76,7 @@ def test_a_forked_helper_does_not_keep_the_lock_of_a_parent_that_is_killed(tmp_p
             os.kill(child, 9)
 
 
+@pytest.mark.slow
 def test_a_lease_lasts_as_long_as_its_holder_and_expires_after_a_kill(tmp_path):
     with process(tmp_path, "lease", expires=1.0) as first:
         assert first.stdout.readline() == "held\n"

@@ -130,6 +130,7 @@ class InTurn(optuna.samplers.RandomSampler):
         return choices[trial.number % len(choices)]
 
 
+@pytest.mark.slow
 def test_two_trials_that_are_one_job_wait_for_it(make):
     study = make(3, {"kind": Choice(("slow", "other"))}, sampler=Same)
     study.run(workers=3)
@@ -143,6 +144,7 @@ class Same(optuna.samplers.RandomSampler):
         return "slow"
 
 
+@pytest.mark.slow
 def test_a_free_worker_does_not_wait_for_a_slow_trial(make):
     study = make(5, {"x": Interval(0.0, 1.0), "kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
     study.run(workers=2)
@@ -174,6 +176,7 @@ def test_a_trial_below_the_median_is_ended_early(make):
     assert "pruned after epoch" in study.lines[-1]
 
 
+@pytest.mark.slow
 def test_several_objectives_give_those_that_none_beats_in_all(make):
     study = make(12, objectives={"map_at_r": "maximize", "parameters": "minimize"})
     study.run()

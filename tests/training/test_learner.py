@@ -19,6 +19,8 @@ from unseen.losses import WeightedSum
 from unseen.tracking.record import RunRecord
 from unseen.workflow.run import execute
 
+pytestmark = pytest.mark.slow
+
 
 def made(tiny_run, folder, *overrides):
     return build(load_config([*tiny_run, "pictures=false", *overrides], run_folder=folder))
@@ -33,7 +35,6 @@ def parameters(module):
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["norm_softmax", "proxy_anchor", "soft_triple"])
 def test_proxies_move_at_their_own_rate_and_are_saved_and_restored(tiny_run, tmp_path, loss):
     overrides = [f"loss={loss}", "sampler.batch_size=8", "optimizer.learning_rates.proxies=0.05"]
@@ -84,7 +85,6 @@ def test_during_the_warm_up_the_backbone_rests_and_the_head_learns(tiny_run, tmp
     assert not torch.equal(head["weight"], run.learner.embedder.projection.weight)
 
 
-@pytest.mark.slow
 def test_after_the_warm_up_the_backbone_learns(tiny_run, tmp_path):
     run = made(
         tiny_run,
@@ -99,7 +99,6 @@ def test_after_the_warm_up_the_backbone_learns(tiny_run, tmp_path):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.slow
 def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run, tmp_path):
     run = made(tiny_run, tmp_path, "ablation=full", "trainer.max_epochs=3", "sampler.classes_per_batch=2")
     seen = []
@@ -134,7 +133,6 @@ def test_the_embedding_pass_keeps_order_mode_and_full_precision(tiny_run, tmp_pa
     assert alone.features.shape == (1, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_resumed_in_mid_epoch_ends_with_the_weights_of_an_uninterrupted_one(tiny_run, tmp_path):
     overrides = ["trainer.max_epochs=2", "sampler.classes_per_batch=4", "sampler.images_per_class=2"]
@@ -152,7 +150,6 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_weights_of_an_uninterrupted_on
     assert all(torch.equal(wanted[name], value) for name, value in parameters(resumed.learner).items())
 
 
-@pytest.mark.slow
 def test_an_image_that_is_query_and_gallery_does_not_find_itself(tiny_run, tmp_path):
     run = made(tiny_run, tmp_path, "sampler.classes_per_batch=4")
     split = run.data.split
@@ -221,7 +218,6 @@ def test_a_failure_is_not_hidden_by_a_record_that_cannot_be_written(tiny_run, tm
         execute(run)
 
 
-@pytest.mark.slow
 def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):
     run = made(tiny_run, tmp_path, "debug=overfit", "trainer.max_epochs=3", "sampler.classes_per_batch=4")
     seen = []

@@ -20,6 +20,8 @@ from unseen.tracking.sheet import RetrievalSheet
 from unseen.workflow.queries import spread_over_classes
 from unseen.workflow.run import Run, execute
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Run]:

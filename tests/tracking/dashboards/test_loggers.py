@@ -110,6 +110,7 @@ def test_results_and_pictures_reach_tensorboard(tmp_path):
     assert "unseen/recall_at_1" in (tmp_path / "csv" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_dashboards_that_are_not_used_are_not_loaded():
     code = "import sys, unseen.tracking.dashboards; print({'wandb', 'mlflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
