@@ -1,7 +1,10 @@
 """`unseen tune` as a user types it: what it refuses, what a trial looks at, and what it leaves."""
 
+import sys
+
 import pytest
 
+from unseen.apps.tune import main
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
@@ -14,6 +17,7 @@ from unseen.tracking.record import RunRecord, essential
     ("typed", "words"),
     [
         (["protocol=fixed"], "protocol=fixed: holds no training classes out"),
+        (["protocol.class_fraction=0"], "protocol.class_fraction=0"),
         (["space=none"], "Nothing is sought"),
         (["space=rate"], "did you mean 'rates'"),
         (["trials=0"], "trials=0: wanted at least 1"),
@@ -34,6 +38,14 @@ def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp
         tune([*tiny_run, f"tune_folder={tmp_path}", *typed])
     assert words in str(refused.value)
     assert not list(tmp_path.glob("*/trials"))
+
+
+def test_a_request_for_its_config_starts_no_search(monkeypatch, tiny_run, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["unseen tune", *tiny_run, f"tune_folder={tmp_path}", "--cfg", "job"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "A search has many configs" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_experiment_has_the_effect_of_what_was_typed(tiny_run, tmp_path):

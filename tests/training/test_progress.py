@@ -10,7 +10,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from unseen.training.progress import EpochBar, EpochLines, PartsSummary, _duration, progress, quiet
+from unseen.tracking.table import duration
+from unseen.training.progress import EpochBar, EpochLines, PartsSummary, progress, quiet
 
 
 class Numbers(NamedTuple):
@@ -96,7 +97,7 @@ def test_the_bar_counts_epochs_from_one(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "words"), [(9.6, "10 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")])
 def test_durations(seconds, words):
-    assert _duration(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_the_summary_has_parts_and_parameters_and_nothing_else(tmp_path, capfd):

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from hydra._internal.utils import get_args_parser
+from collections.abc import Sequence
 
-from unseen.config.command_line import explained, help_text
-from unseen.config.values import UsageError
+from unseen.config.command_line import start_runs
 
 
 def main() -> None:
     """Leave with 0 when every job is done or under way, 1 if one failed, 130 after Ctrl-C."""
-    arguments = get_args_parser().parse_intermixed_args()
-    with explained():
-        if arguments.help:
-            named = [word for word in arguments.overrides if "=" not in word]
-            print(help_text("sweep", arguments.config_dir, named))
-            return
-        if arguments.cfg or arguments.info:
-            raise UsageError("A sweep has many configs. For one: unseen train <overrides of a job> --cfg job")
-        # Here, because `--help` need not wait for it.
-        from unseen.config.sweep import sweep
+    start_runs("sweep", "sweep", _start)
 
-        raise SystemExit(sweep(arguments.overrides, arguments.config_dir))
+
+def _start(typed: Sequence[str], config_dir: str | None) -> int:
+    # Here, because `--help` need not wait for it.
+    from unseen.config.sweep import sweep
+
+    return sweep(typed, config_dir)
 
 
 if __name__ == "__main__":

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from hydra._internal.utils import get_args_parser
+from collections.abc import Sequence
 
-from unseen.config.command_line import explained, help_text
+from unseen.config.command_line import start_runs
 from unseen.config.values import UsageError
 
 
 def main() -> None:
     """Leave with 0 when the budget is spent, 1 if no trial came to a value, 130 after Ctrl-C."""
-    arguments = get_args_parser().parse_intermixed_args()
-    with explained():
-        if arguments.help:
-            named = [word for word in arguments.overrides if "=" not in word]
-            print(help_text("tune", arguments.config_dir, named))
-            return
-        try:
-            from unseen.config.tune import tune
-        except ModuleNotFoundError as error:
-            if error.name != "optuna":
-                raise
-            raise UsageError("unseen tune needs Optuna: pip install 'unseen-dml[tune]'.") from error
+    start_runs("tune", "search", _start)
 
-        raise SystemExit(tune(arguments.overrides, arguments.config_dir))
+
+def _start(typed: Sequence[str], config_dir: str | None) -> int:
+    # Here, because `--help` need not wait for it.
+    try:
+        from unseen.config.tune import tune
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UsageError("unseen tune needs Optuna: pip install 'unseen-dml[tune]'.") from error
+    return tune(typed, config_dir)
 
 
 if __name__ == "__main__":

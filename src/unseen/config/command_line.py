@@ -86,6 +86,27 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
+def start_runs(config_name: str, what: str, start: Callable[[Sequence[str], str | None], int]) -> NoReturn:
+    """The command line of what starts runs: it composes no config of its own to run in this process.
+
+    Args:
+        config_name: primary config, whose name is the command's.
+        what: what it is, for people.
+        start: overrides as typed, and a user's own groups → the status to leave with.
+    """
+    arguments = get_args_parser().parse_intermixed_args()
+    with explained():
+        if arguments.help:
+            named = [word for word in arguments.overrides if "=" not in word]
+            print(help_text(config_name, arguments.config_dir, named))
+            raise SystemExit(0)
+        if arguments.cfg or arguments.info:
+            raise UsageError(
+                f"A {what} has many configs. For one: unseen train <overrides of a job> --cfg job"
+            )
+        raise SystemExit(start(arguments.overrides, arguments.config_dir))
+
+
 def help_text(config_name: str, config_dir: str | None = None, named: Sequence[str] = ()) -> str:
     """What a command does, its groups and their choices; of the groups that are named, each choice in words.
 

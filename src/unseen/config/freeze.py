@@ -27,10 +27,12 @@ class Frozen(NamedTuple):
     Args:
         job: its name, key and folder.
         config: resolved; needs nothing of Hydra's any more.
+        validates: whether its split holds training classes out.
     """
 
     job: Job
     config: DictConfig
+    validates: bool
 
     def save(self) -> None:
         """Write the config into the job's folder, in which a process can run it (`unseen.apps.job`)."""
@@ -66,9 +68,10 @@ class Freezer:
         # Where it lies is not known yet, and is not part of what it is.
         config = _resolved(composed, root)
         with building():
-            key = key_of(plain(config), self._splits.fingerprint(config))
+            split = self._splits.of(config)
+            key = key_of(plain(config), split.fingerprint)
         folder = Path(root).resolve() / f"{_readable(config)}_{key[:8]}"
-        return Frozen(Job(name or folder.name, key, folder), _resolved(composed, folder))
+        return Frozen(Job(name or folder.name, key, folder), _resolved(composed, folder), split.validates)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):

@@ -55,7 +55,7 @@ def cells(
     """
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         axes = {}
-        for override in (_parse(word) for word in (*grid, *typed)):
+        for override in (parse(word, "sweep") for word in (*grid, *typed)):
             axes[override.key_or_group, override.package] = _axis(override)
     check_overrides(config_name, [_joined(values) for values in axes.values()], config_dir)
     varying = {values for values in axes.values() if len(values) > 1}
@@ -68,20 +68,42 @@ def cells(
     return found
 
 
-def _parse(word: str) -> Override:
+def parse(word: str, place: str) -> Override:
+    """An override of jobs; globs need the configuration folder, so Hydra must be initialized.
+
+    Args:
+        word: as typed.
+        place: `sweep` or `search`, for what is said of keys that have no place in it.
+
+    Raises:
+        UsageError: it cannot be read, or has no place there.
+    """
     loader = GlobalHydra.instance().config_loader()
     try:
-        return OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
+        override = OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
     except HydraException as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{word}: cannot be read ({reason}). Wanted key=value or group=choice.") from error
+    for key, remedy in NOT_OF_A_JOB.items():
+        if override.key_or_group == key or override.key_or_group.startswith((f"{key}.", f"{key}/")):
+            raise UsageError(f"{word}: has no place in a {place}. {remedy}")
+    return override
+
+
+def listed(override: Override) -> tuple[str, ...]:
+    """The values of a discrete sweep `a,b,c`, ranges and globs written out; `_files` are others' parts.
+
+    Raises:
+        UsageError: there is none.
+    """
+    values = tuple(value for value in override.sweep_string_iterator() if not value.startswith("_"))
+    if not values:
+        raise UsageError(f"{override.input_line}: gives no value.")
+    return values
 
 
 def _axis(override: Override) -> tuple[str, ...]:
     """The values of one key, each as an override of its own."""
-    for key, remedy in NOT_OF_A_JOB.items():
-        if override.key_or_group == key or override.key_or_group.startswith((f"{key}.", f"{key}/")):
-            raise UsageError(f"{override.input_line}: has no place in a sweep. {remedy}")
     if not override.is_sweep_override():
         return (override.input_line or "",)
     if not override.is_discrete_sweep():
@@ -90,12 +112,7 @@ def _axis(override: Override) -> tuple[str, ...]:
             "range(start,stop,step), or seek the best by `unseen tune`."
         )
     key = override.get_key_element()
-    values = tuple(
-        f"{key}={value}" for value in override.sweep_string_iterator() if not value.startswith("_")
-    )
-    if not values:
-        raise UsageError(f"{override.input_line}: gives no value.")
-    return values
+    return tuple(f"{key}={value}" for value in listed(override))
 
 
 def _joined(values: Sequence[str]) -> str:

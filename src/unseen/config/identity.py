@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from unseen.data.split import Split
 from unseen.tracking.record import file_hash, job_key
 
 
@@ -47,13 +48,25 @@ def key_of(content: Mapping[str, Any], split: str) -> str:
     return job_key(content, split, weights_hash(content), version("unseen-dml"))
 
 
+class SplitFacts(NamedTuple):
+    """What is known of a split without keeping it.
+
+    Args:
+        fingerprint: see `unseen.data.split.Split`.
+        validates: whether it holds training classes out.
+    """
+
+    fingerprint: str
+    validates: bool
+
+
 class Splits:
-    """Fingerprints of splits: each data set is read once, however many jobs take it."""
+    """What jobs need to know of their splits: each data set is read once, however many jobs take it."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}
+        self._known: dict[str, SplitFacts] = {}
 
-    def fingerprint(self, config: DictConfig) -> str:
+    def of(self, config: DictConfig) -> SplitFacts:
         """Of the split that a run of this config has; no network is built.
 
         Raises:
@@ -64,21 +77,23 @@ class Splits:
         content = plain(config)
         name = json.dumps([content["data"], content["protocol"]], sort_keys=True, default=str)
         if name not in self._known:
-            self._known[name] = _fingerprint(config)
+            split = _split(config)
+            self._known[name] = SplitFacts(split.fingerprint, len(split.validation) > 0)
         return self._known[name]
 
 
-def _fingerprint(config: DictConfig) -> str:
+def _split(config: DictConfig) -> Split:
     if config.data.source is None:
         raise ValueError("data=collection: its images come from Python code, by unseen.dataset(…).")
     if config.data.on_error == "skip":
         # What is left out is known when every image was decoded once.
         from unseen.config.build import build_data
 
-        return build_data(config).split.fingerprint
+        return build_data(config).split
     manifest = instantiate(config.data.source)
     if config.data.exclude is not None:
         from unseen.data.module import listed_paths, without
 
         manifest = without(manifest, listed_paths(config.data.exclude, manifest))
-    return str(instantiate(config.protocol)(manifest).fingerprint)
+    split: Split = instantiate(config.protocol)(manifest)
+    return split

@@ -16,10 +16,7 @@ from unseen.config.grid import Cell, cells
 from unseen.config.own import divided, own_settings
 from unseen.sweep import ledger
 from unseen.sweep.job import State
-from unseen.sweep.process import interruptible
-
-STOPPED = 130
-"""Status of a sweep that Ctrl-C stopped."""
+from unseen.sweep.process import STOPPED, interruptible
 
 
 def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> int:

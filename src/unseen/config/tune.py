@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,19 +19,17 @@ from rich.markup import escape
 
 from unseen.config.command_line import building, check_overrides, config_folder
 from unseen.config.freeze import Freezer, Frozen
-from unseen.config.grid import NOT_OF_A_JOB
+from unseen.config.grid import listed, parse
 from unseen.config.identity import plain
 from unseen.config.own import divided, own_settings
 from unseen.config.values import UsageError
 from unseen.files import replacing
 from unseen.pictures import importance_bars
 from unseen.sweep.job import Job
-from unseen.sweep.process import interruptible
+from unseen.sweep.process import STOPPED, interruptible
 from unseen.sweep.search import Choice, Interval, Space, Study
 from unseen.sweep.tables import trials_table
 
-STOPPED = 130
-"""Status of a search that Ctrl-C stopped."""
 OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
 """A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
 
@@ -93,7 +89,7 @@ def planned(
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         several, others = _each(settings, of_trials)
         words = [*settings.space.sought, *others]
-        fixed, space = _sought([_parse(word) for word in words])
+        fixed, space = _sought([parse(word, "search") for word in words])
     if not any(word.partition("=")[0] == "protocol" for word in fixed):
         fixed = ["protocol=holdout", *fixed]
     plans = [Sought([*apart, *fixed], space) for apart in several]
@@ -112,25 +108,12 @@ def _settings(own: Sequence[str], config_dir: str | None) -> DictConfig:
     return settings
 
 
-def _parse(word: str) -> Override:
-    loader = GlobalHydra.instance().config_loader()
-    try:
-        override = OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{word}: cannot be read ({reason}). Wanted key=value or group=choice.") from error
-    for key, remedy in NOT_OF_A_JOB.items():
-        if override.key_or_group == key or override.key_or_group.startswith((f"{key}.", f"{key}/")):
-            raise UsageError(f"{word}: has no place in a search. {remedy}")
-    return override
-
-
 def _each(settings: DictConfig, typed: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """The overrides that tell the studies apart, for each study; and all others."""
     axes: dict[str, list[str]] = {}
     others = []
     for word in typed:
-        override = _parse(word)
+        override = parse(word, "search")
         if override.key_or_group in settings.each:
             axes[override.key_or_group] = _values(override)
         else:
@@ -147,7 +130,7 @@ def _values(override: Override) -> list[str]:
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
         raise UsageError(f"{override.input_line}: an interval does not list values. Give key=a,b,c.")
-    return [f"{key}={value}" for value in override.sweep_string_iterator() if not value.startswith("_")]
+    return [f"{key}={value}" for value in listed(override)]
 
 
 def _sought(overrides: Sequence[Override]) -> Sought:
@@ -179,7 +162,7 @@ def _part(override: Override) -> Interval | Choice:
         ends: list[Any] = [value.start, value.end]
         is_whole = all(isinstance(end, int) for end in ends)
         return Interval(ends[0], ends[1], "log" in value.tags, 1 if is_whole else None)
-    values = tuple(text for text in override.sweep_string_iterator() if not text.startswith("_"))
+    values = listed(override)
     if len(values) < 2:
         raise UsageError(f"{override.input_line}: gives no choice.")
     return Choice(values)
@@ -189,7 +172,8 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     """A study, ready to run."""
     fixed = sought.fixed
     root = Path(settings.tune_folder).expanduser()
-    first = freezer.freeze([*fixed, *_first(sought.space), *OF_A_TRIAL], root)
+    some = [f"{key}={part.typed[0]}" for key, part in sought.space.items()]
+    first = freezer.freeze([*fixed, *some, *OF_A_TRIAL], root)
     _check_held_out(first)
     folder = root.resolve() / _name(first, sought, settings)
 
@@ -216,22 +200,13 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
         )
 
 
-def _first(space: Space) -> list[str]:
-    """Values of every sought key, to see that they exist and what else the config holds."""
-    return [
-        f"{key}={part.values[0] if isinstance(part, Choice) else part.low}" for key, part in space.items()
-    ]
-
-
 def _check(sought: Sought, config_name: str, config_dir: str | None) -> None:
-    space = sought.space
-    words = [f"{key}={','.join(part.values)}" for key, part in space.items() if isinstance(part, Choice)]
-    ends = [f"{key}={part.low}" for key, part in space.items() if isinstance(part, Interval)]
-    check_overrides(config_name, [*sought.fixed, *words, *ends], config_dir)
+    words = [f"{key}={','.join(part.typed)}" for key, part in sought.space.items()]
+    check_overrides(config_name, [*sought.fixed, *words], config_dir)
 
 
 def _check_held_out(first: Frozen) -> None:
-    if "class_fraction" in first.config.protocol or "folds" in first.config.protocol:
+    if first.validates:
         return
     choice = first.config.choices.get("protocol")
     raise UsageError(
@@ -242,9 +217,6 @@ def _check_held_out(first: Frozen) -> None:
 
 def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:
     """What is tuned, for people and exactly: equal names, one study."""
-    content = plain(first.config)
-    for name in ("choices", "overrides", "run_folder"):
-        content.pop(name)
     about = [first.job.key, repr(sorted(sought.space.items())), plain(settings.objectives)]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     readable, _, _ = first.job.folder.name.rpartition("_")
@@ -260,8 +232,7 @@ def _conclude(study: Study, fixed: Sequence[str], console: Console) -> int:
     console.print(trials_table(study))
     if importances := study.importances():
         importance_bars(study.folder / "importance.png", importances, next(iter(study.objectives)))
-    ended = sum(trial.state.is_finished() for trial in study.study.get_trials(deepcopy=False))
-    best = study.best
+    ended, best = study.ended, study.best
     names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]
     for name, trial in zip(names, best, strict=True):
         values = [f"{key}={value}" for key, value in trial.params.items()]
@@ -287,7 +258,7 @@ def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for word in overrides:
-            override = _parse(word)
+            override = parse(word, "search")
             key = override.key_or_group
             if key.partition(".")[0] in ("protocol", "experiment"):
                 continue

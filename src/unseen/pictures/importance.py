@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unseen.pictures.canvas import BLUE, GREY, new_figure, plain_axes, save, shortened, write
+from unseen.tracking.table import metric_title
 
 
 def importance_bars(path: Path, importances: Mapping[str, float], objective: str) -> Path:
@@ -33,6 +34,6 @@ def importance_bars(path: Path, importances: Mapping[str, float], objective: str
     for place, key in enumerate(keys):
         write(axes, importances[key] + 0.015, place, f"{importances[key]:.2f}", va="center")
     axes.set_xlabel("share of the variance over trials (fANOVA)", fontsize=8, color=GREY)
-    title = f"What moved {objective}"
+    title = f"What moved {metric_title(objective)}"
     write(figure, 0.02, 1 - 0.3 / height, title, fontsize=12, weight="bold", va="center")
     return save(figure, path)

@@ -16,6 +16,7 @@ from rich.table import Table
 from unseen.sweep.job import LOG, Job, State
 from unseen.sweep.lock import BUSY
 from unseen.tracking.record import RunRecord
+from unseen.tracking.table import duration
 
 STYLES = {
     State.DONE: "green",
@@ -126,12 +127,3 @@ def summary(states: Mapping[Job, State], outcomes: Sequence[Outcome], root: Path
 def _seconds(job: Job) -> float:
     """That a job took, over all its attempts that came to an end."""
     return sum(attempt.seconds for attempt in job.attempts)
-
-
-def duration(seconds: float) -> str:
-    """For people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -16,6 +16,8 @@ from unseen.sweep.job import LOG, Job
 
 PATIENCE = 60.0
 """Seconds that a job has to end its step and write a checkpoint when it is asked to stop."""
+STOPPED = 130
+"""Status with which a command leaves that Ctrl-C stopped."""
 LOOKS = 0.2
 """Seconds between two looks at a process."""
 

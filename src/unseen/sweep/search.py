@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from unseen.sweep.job import LOG, Job, State
-from unseen.sweep.launchers.local import Joblib
+from unseen.sweep.launchers.local import shared_threads
 from unseen.sweep.lock import BUSY, holder
 from unseen.sweep.process import run, was_stopped
 from unseen.tracking.record import RunRecord
@@ -56,6 +56,11 @@ class Interval:
             raise ValueError(f"interval({self.low},{self.high}): a logarithmic one starts above 0.")
 
     @property
+    def typed(self) -> tuple[str, ...]:
+        """Values of it as one would type them: an end stands for all."""
+        return (str(self.low),)
+
+    @property
     def distribution(self) -> BaseDistribution:
         """As Optuna calls it."""
         if self.step is None:
@@ -68,6 +73,11 @@ class Choice:
     """One of several values, as they are typed."""
 
     values: tuple[str, ...]
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """All values."""
+        return self.values
 
     @property
     def distribution(self) -> BaseDistribution:
@@ -137,7 +147,7 @@ class Study:
         Args:
             workers: trials at once. None waits for another: who is free takes the next.
         """
-        environment = Joblib(workers).environment(0)
+        environment = shared_threads(workers)
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(self._work, environment) for _ in range(workers)]:
                 done.result()
@@ -205,7 +215,6 @@ class Study:
         except ValueError as error:
             self._fail(trial, str(error))
             return
-        trial.set_user_attr("seconds", record.seconds.get("train_total", math.nan))
         text = ", ".join(
             f"{name} {shown(name, value)}" for name, value in zip(self.objectives, values, strict=True)
         )
@@ -221,8 +230,12 @@ class Study:
     ) -> None:
         # Another process may have found the same end first.
         self.study.tell(trial, values, state=state, skip_if_finished=True)
-        ended = sum(one.state.is_finished() for one in self.study.get_trials(deepcopy=False))
-        self.say(f"{ended}/{self.trials}  trial {trial.number}: {text}")
+        self.say(f"{self.ended}/{self.trials}  trial {trial.number}: {text}")
+
+    @property
+    def ended(self) -> int:
+        """Trials that came to an end, whichever."""
+        return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
 
     @property
     def _pruned_by(self) -> str | None:
@@ -252,8 +265,7 @@ class Study:
         done = self.complete
         if len(done) < 4 or len({one.values[0] for one in done}) == 1 or len(self.space) < 2:
             return {}
-        several = len(self.objectives) > 1
-        found = get_param_importances(self.study, target=(lambda trial: trial.values[0]) if several else None)
+        found = get_param_importances(self.study, target=lambda trial: trial.values[0])
         return {key: float(share) for key, share in found.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+from unseen.data.images import available_cores
 
 PACKAGES = (
     "unseen-dml",
@@ -63,7 +64,7 @@ class Environment:
             commit=_commit(Path(__file__).resolve().parents[3]),
             system=platform.platform(),
             processor=_processor(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=available_cores(),
             memory_bytes=psutil.virtual_memory().total,
             accelerators=list(accelerators),
         )

@@ -45,6 +45,15 @@ def metric_title(name: str) -> str:
     return known.get(name, name.replace("_", " "))
 
 
+def duration(seconds: float) -> str:
+    """For people: `1 h 5 min`, `2 min 3 s`, `4 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def results_table(
     metrics: Mapping[str, Mapping[str, float]],
     *,

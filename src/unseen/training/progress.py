@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import ProgressBar, RichModelSummary, RichProgr
 from rich import box, get_console
 from rich.table import Table
 
+from unseen.tracking.table import duration
+
 # Warnings of libraries that nobody can act on, or that say what the run means to do.
 NOT_FOR_USERS = (
     # The run's folder already holds the config, and a resumed run its checkpoints.
@@ -98,7 +100,7 @@ class EpochLines(ProgressBar):
             parts.append(f"validation R@1 {100 * float(metrics['validation/recall_at_1']):.1f} %")
         left = self._seconds_left(trainer)
         if math.isfinite(left):
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         return " · ".join(parts)
 
     def _seconds_left(self, trainer: Trainer) -> float:
@@ -116,14 +118,6 @@ def _share_done(trainer: Trainer) -> float:
 def _epoch(trainer: Trainer, current: int) -> str:
     has_end = trainer.max_epochs is not None and trainer.max_epochs > 0
     return f"Epoch {current + 1}/{trainer.max_epochs}" if has_end else f"Epoch {current + 1}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class PartsSummary(RichModelSummary):

@@ -200,30 +200,12 @@ def _validated(run: Run, chosen_epoch: int) -> RunRecord:
     """Of a run whose test classes nobody looks at."""
     with run.timed("measure"):
         metrics = measure_validation(run.learner.embedder, run.data, run.evaluate)
-    record = dataclasses.replace(
-        _bare_record(run),
-        metrics={"validation": metrics},
-        images_per_second=_throughput(run),
-        chosen_epoch=chosen_epoch,
-        adversary_strength=_strength(run),
-    )
+    record = dataclasses.replace(_trained_record(run, chosen_epoch), metrics={"validation": metrics})
     run.record = record
     record.save(run.folder / "record.json")
     results = {f"validation/{name}": value for name, value in metrics.items()}
     log_results(run.trainer.loggers, results, run.trainer.global_step)
     return record
-
-
-def _throughput(run: Run) -> float:
-    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
-    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
-    return throughput.images_per_second
-
-
-def _strength(run: Run) -> float | None:
-    """λ at the end of training."""
-    adversary = run.learner.adversary
-    return None if adversary is None else adversary.strength_at(run.learner.progress)
 
 
 def _how(run: Run) -> dict[str, int]:
@@ -256,17 +238,27 @@ def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: in
     names = run.data.manifest.class_names
     classes = [names[int(label)] for label in measured.unseen.classes]
     return dataclasses.replace(
-        _bare_record(run),
+        _trained_record(run, chosen_epoch),
         metrics={**measured.metrics, **untrained.metrics},
         spread={**measured.spread, **untrained.spread},
         intervals={**measured.intervals, **untrained.intervals},
-        images_per_second=_throughput(run),
-        chosen_epoch=chosen_epoch,
-        adversary_strength=_strength(run),
         per_class={
             metric: dict(zip(classes, values.tolist(), strict=True))
             for metric, values in measured.unseen.per_class.items()
         },
+    )
+
+
+def _trained_record(run: Run, chosen_epoch: int) -> RunRecord:
+    """What is known when training is over."""
+    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), Throughput())
+    adversary = run.learner.adversary
+    return dataclasses.replace(
+        _bare_record(run),
+        images_per_second=throughput.images_per_second,
+        chosen_epoch=chosen_epoch,
+        adversary_strength=None if adversary is None else adversary.strength_at(run.learner.progress),
     )
 
 

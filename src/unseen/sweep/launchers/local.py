@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from unseen.data.images import available_cores
 from unseen.sweep import ledger
 from unseen.sweep.job import LOG, Job, State
 from unseen.sweep.ledger import Outcome
 from unseen.sweep.lock import BUSY
 from unseen.sweep.process import run
+from unseen.tracking.table import duration
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -89,9 +91,13 @@ class Joblib:
 
     def environment(self, place: int) -> dict[str, str]:
         """Of the job in one of the places: its share of the threads, and its GPUs."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = dict.fromkeys(THREADS, str(max(1, cores // self.at_once)))
+        shared = shared_threads(self.at_once)
         return shared if self.gpus is None else {**shared, "CUDA_VISIBLE_DEVICES": self.gpus[place]}
+
+
+def shared_threads(at_once: int) -> dict[str, str]:
+    """Environment of a job that has its share of the cores."""
+    return dict.fromkeys(THREADS, str(max(1, available_cores() // at_once)))
 
 
 def last_epoch(job: Job) -> str:
@@ -107,7 +113,7 @@ def told(console: Console, number: str, outcome: Outcome) -> Outcome:
     job, code = outcome.job, outcome.status
     if code is None:
         return outcome
-    took = ledger.duration(outcome.seconds)
+    took = duration(outcome.seconds)
     if code == 0:
         text = f"[green]done[/] in {took}: {ledger.result(job)}"
     elif code == BUSY:
