@@ -1,93 +1,119 @@
-"""The adversary by autograd: who gets which gradient, and how strong."""
+"""The adversaries against autograd, loops and formulas: who gets which gradient, and how strong."""
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy.linalg import eigh
+from tests.nn.adversaries import CLASSES, FUSED, IMAGES, SIZE, batch_of, embedder, labels, metric, settings
 from torch.nn import functional
 
 from unseen.nn.adversary import (
+    AdversarialAttention,
+    AdversarialVirtualClasses,
     Auxiliary,
     Confusion,
+    CosineHead,
+    Erasure,
+    EvidenceMasking,
     GradientReversal,
+    PosteriorConfusion,
+    ProjectionConfusion,
+    RandomGradient,
     constant,
     dann,
     linear,
-    reverse_gradient,
 )
+from unseen.nn.adversary.attention import at_scores, noise, shuffled, toward_confusion
+from unseen.nn.adversary.erasure import fisher_directions, scatter
+from unseen.nn.adversary.masking import of_chance, of_class
+from unseen.nn.adversary.virtual_classes import any_pair, most_confused
+from unseen.nn.fusion import LastMap, PooledTaps
 
-D, C, B = 6, 4, 10
+PLAIN = {"per_image": False, "without_conflict": False}
+FORMS = {
+    "reversal": partial(GradientReversal, **PLAIN),
+    "repaired": partial(GradientReversal, per_image=True, without_conflict=True),
+    "confusion": partial(Confusion, **PLAIN),
+    "auxiliary": partial(Auxiliary, **PLAIN),
+    "random": partial(RandomGradient, **PLAIN),
+    "attention": partial(AdversarialAttention, step=4.0, direction=toward_confusion),
+    "shuffled": partial(AdversarialAttention, step=4.0, direction=shuffled),
+    "noise": partial(AdversarialAttention, step=4.0, direction=noise),
+    "masking": partial(EvidenceMasking, share=0.3, evidence=of_class),
+    "chance": partial(EvidenceMasking, share=0.3, evidence=of_chance),
+    "energy": partial(ProjectionConfusion, normalized=True),
+    "virtual": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=most_confused),
+    "any_pair": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=any_pair),
+}
+OF_EMBEDDINGS = {
+    "erasure": partial(Erasure, largest=3, momentum=0.5, every=1, random_frame=False),
+    "frames": partial(Erasure, largest=3, momentum=0.5, every=1, random_frame=True),
+    "posterior": PosteriorConfusion,
+}
 
 
-def adversary(kind, smoothing=0.1, **changes):
+def made(form, **changes):
     torch.manual_seed(0)
-    settings = {
-        "hidden": 8,
-        "label_smoothing": smoothing,
-        "strength": lambda progress: constant(progress, maximum=0.5),
-        "sees": "fused",
-    }
-    return kind(D, C, **(settings | changes))
+    if form in OF_EMBEDDINGS:
+        return OF_EMBEDDINGS[form](SIZE, CLASSES, **settings(sees="embedding", **changes))
+    return FORMS[form](FUSED, CLASSES, **settings(**changes))
 
 
-def batch():
-    generator = torch.Generator().manual_seed(3)
-    features = torch.randn(B, D, generator=generator, requires_grad=True)
-    return features, torch.randint(0, C, (B,), generator=generator)
+def struck(form, strength, **changes):
+    """The embedder's gradients that the blow alone gives, the head's gradients, and the output."""
+    adversary, model = made(form, **changes), embedder()
+    output = adversary(batch_of(model), strength)
+    of_model = torch.autograd.grad(
+        output.loss, list(model.parameters()), retain_graph=True, allow_unused=True
+    )
+    of_head = torch.autograd.grad(output.loss, list(adversary.head.parameters()))
+    return of_model, of_head, output
 
 
-def gradients(module, strength):
-    features, labels = batch()
-    module.zero_grad()
-    module(features, labels, strength).loss.backward()
-    zeros = torch.zeros(B, D)
-    return (zeros if features.grad is None else features.grad), [p.grad.clone() for p in module.parameters()]
+EVERY = [*FORMS, *OF_EMBEDDINGS]
 
 
-def plain_gradients(module):
-    """Of the cross entropy of the head, without any adversary."""
-    features, labels = batch()
-    module.zero_grad()
-    functional.cross_entropy(module.head(features), labels, label_smoothing=0.1).backward()
-    return features.grad, [p.grad.clone() for p in module.parameters()]
+@pytest.mark.parametrize("form", EVERY)
+def test_the_head_learns_by_plain_cross_entropy_whatever_the_form_and_its_strength(form):
+    adversary, model = made(form), embedder()
+    features = adversary.seen_features(batch_of(model).embedded)
+    wanted = torch.autograd.grad(
+        functional.cross_entropy(adversary.head(features.detach()), labels()),
+        list(adversary.head.parameters()),
+    )
+    for strength in (0.0, 0.7):
+        _, of_head, _ = struck(form, strength)
+        for mine, plain in zip(of_head, wanted, strict=True):
+            torch.testing.assert_close(mine, plain)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 2.5])
-def test_reversal_gives_exactly_minus_lambda_times_the_gradient_and_leaves_the_head_its_own(strength):
-    module = adversary(GradientReversal)
-    of_features, of_head = gradients(module, strength)
-    plain_features, plain_head = plain_gradients(module)
-    torch.testing.assert_close(of_features, -strength * plain_features, rtol=0, atol=0)
-    for mine, plain in zip(of_head, plain_head, strict=True):
-        torch.testing.assert_close(mine, plain, rtol=0, atol=0)
+@pytest.mark.parametrize("form", EVERY)
+def test_without_strength_the_embedder_is_left_alone_and_with_it_it_is_not(form):
+    still, _, _ = struck(form, 0.0)
+    assert all(gradient is None for gradient in still)
+    moved, _, output = struck(form, 0.5)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in moved)
+    assert output.logits.shape == (IMAGES, CLASSES)
+    assert output.loss.ndim == 0
 
 
-def test_reversal_is_the_identity_forward():
-    values = torch.randn(5, 3)
-    assert torch.equal(reverse_gradient(values, 0.7), values)
+@pytest.mark.parametrize("form", EVERY)
+def test_the_gradient_grows_in_proportion_to_the_strength(form):
+    torch.manual_seed(5)
+    one, _, _ = struck(form, 0.2)
+    torch.manual_seed(5)
+    two, _, _ = struck(form, 0.4)
+    for small, large in zip(one, two, strict=True):
+        if small is not None:
+            torch.testing.assert_close(2 * small, large, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
-def test_the_auxiliary_control_gives_plus_lambda(strength):
-    module = adversary(Auxiliary)
-    of_features, of_head = gradients(module, strength)
-    plain_features, plain_head = plain_gradients(module)
-    torch.testing.assert_close(of_features, strength * plain_features, rtol=0, atol=0)
-    assert all(torch.equal(mine, plain) for mine, plain in zip(of_head, plain_head, strict=True))
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
-def test_confusion_trains_the_head_by_cross_entropy_and_the_features_by_entropy_alone(strength):
-    module = adversary(Confusion)
-    of_features, of_head = gradients(module, strength)
-    _, plain_head = plain_gradients(module)
-    for mine, plain in zip(of_head, plain_head, strict=True):
-        torch.testing.assert_close(mine, plain)
-    features, _ = batch()
-    posterior = module.head(features).softmax(1)
-    entropy = -(posterior * posterior.log()).sum(1).mean()
-    [wanted] = torch.autograd.grad(entropy, features)
-    torch.testing.assert_close(of_features, -strength * wanted, rtol=1e-4, atol=1e-7)
+def test_in_silent_epochs_there_is_no_strength():
+    adversary = made("reversal", silent_epochs=2, strength=0.3)
+    assert [adversary.strength_at(0.5, epoch) for epoch in range(4)] == [0, 0, 0.3, 0.3]
 
 
 def test_schedules_follow_their_formulas():
@@ -99,46 +125,326 @@ def test_schedules_follow_their_formulas():
     assert dann(1.0, maximum=1.0) == pytest.approx(1, abs=1e-4)
 
 
+def test_the_head_does_not_see_the_length_of_features():
+    head = CosineHead(FUSED, CLASSES, hidden=7, scale=16)
+    features = torch.randn(5, FUSED)
+    torch.testing.assert_close(head(features), head(features * torch.tensor([[0.01], [1], [3], [50], [1e3]])))
+    assert head(features).abs().max() <= 16
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("form", "changes", "words"),
     [
-        ({"hidden": 0}, "hidden=0"),
-        ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
-        ({"sees": "pixels"}, "'pixels'.*'fused' or 'embedding'"),
-        ({"strength": lambda progress: -1.0}, "maximum=-1.0"),
+        ("reversal", {"hidden": 0}, "hidden=0"),
+        ("reversal", {"scale": 0.0}, r"scale=0\.0"),
+        ("reversal", {"silent_epochs": -1}, "silent_epochs=-1"),
+        ("reversal", {"sees": "pixels"}, "'pixels'.*'fused' or 'embedding'"),
+        ("reversal", {"strength": -1.0}, r"maximum=-1\.0"),
+        ("attention", {"step": 0.0}, r"step=0\.0"),
+        ("attention", {"sees": "embedding"}, "'embedding'.*'fused'"),
+        ("masking", {"share": 1.0}, r"share=1\.0"),
+        ("masking", {"sees": "embedding"}, "'embedding'.*'fused'"),
+        ("virtual", {"mixing": 0.0}, r"mixing=0\.0"),
+        ("virtual", {"pairs_per_class": 0.0}, r"pairs_per_class=0\.0"),
     ],
 )
-def test_impossible_settings_are_refused(changes, words):
+def test_impossible_settings_are_refused(form, changes, words):
     with pytest.raises(ValueError, match=words):
-        adversary(GradientReversal, **changes)
+        made(form, **changes)
 
 
-def train_extractor(kind, strength):
-    """Train a linear extractor; how far apart are the classes in its features, in standard deviations?"""
-    torch.manual_seed(0)
-    labels = torch.randint(0, 2, (400,))
-    images = torch.randn(400, 6)
-    images[:, 0] += 4 * labels - 2
-    extractor = torch.nn.Linear(6, 4)
-    module = kind(4, 2, hidden=16, label_smoothing=0.0, strength=lambda progress: strength, sees="fused")
-    # The features must keep something: here the second pixel, as the metric loss would ask.
-    decoder = torch.nn.Linear(4, 1)
-    optimizer = torch.optim.Adam(
-        [*extractor.parameters(), *module.parameters(), *decoder.parameters()], lr=0.01
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"largest": SIZE}, "largest=6"), ({"momentum": 1.0}, "momentum=1"), ({"every": 0}, "every=0")],
+)
+def test_impossible_settings_of_erasure_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        made("erasure", **changes)
+
+
+def test_forms_of_the_embedding_refuse_fused_features():
+    for form in OF_EMBEDDINGS.values():
+        with pytest.raises(ValueError, match="'fused'"):
+            form(SIZE, CLASSES, **settings())
+
+
+# ---- gradients at the features
+
+
+def at_features(form, strength, **changes):
+    """The adversary, the fused features, and the gradients there of the metric loss and of the blow."""
+    adversary, model = made(form, **changes), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    [of_metric] = torch.autograd.grad(batch.metric_loss, features, retain_graph=True)
+    output = adversary(batch, strength)
+    [blow] = torch.autograd.grad(output.loss, features, retain_graph=True)
+    return adversary, features, of_metric, blow
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3])
+@pytest.mark.parametrize(("form", "sign"), [("reversal", -1), ("auxiliary", 1)])
+def test_reversal_and_its_opposite_have_a_share_of_the_metric_gradients_length(form, sign, strength):
+    adversary, features, of_metric, blow = at_features(form, strength)
+    [plain] = torch.autograd.grad(functional.cross_entropy(adversary.head(features), labels()), features)
+    assert blow.norm().item() == pytest.approx(strength * of_metric.norm().item(), rel=1e-4)
+    cosine = functional.cosine_similarity(blow.flatten(), sign * plain.flatten(), dim=0)
+    assert cosine.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_confusion_climbs_the_entropy_of_the_posterior():
+    adversary, features, of_metric, blow = at_features("confusion", 0.2)
+    posterior = adversary.head(features).softmax(1)
+    entropy = -(posterior * posterior.log()).sum()
+    [climb] = torch.autograd.grad(entropy, features)
+    cosine = functional.cosine_similarity(blow.flatten(), -climb.flatten(), dim=0)
+    assert cosine.item() == pytest.approx(1, abs=1e-5)
+    assert blow.norm().item() == pytest.approx(0.2 * of_metric.norm().item(), rel=1e-4)
+
+
+def test_repaired_reversal_never_opposes_the_metric_loss_and_is_measured_image_by_image():
+    # Logits of this scale leave every gradient of the plain cross entropy far from underflow.
+    adversary, features, of_metric, blow = at_features("repaired", 0.1, scale=2.0)
+    plain = torch.stack(
+        [
+            torch.autograd.grad(
+                functional.cross_entropy(adversary.head(features[i : i + 1]), labels()[i : i + 1]),
+                features,
+                retain_graph=True,
+            )[0][i]
+            for i in range(IMAGES)
+        ]
     )
-    for _ in range(400):
+    opposed = 0
+    for mine, other, goal in zip(blow, -plain, of_metric, strict=True):
+        along = float(other @ goal)
+        wanted = other - along / float(goal @ goal) * goal if along < 0 else other
+        opposed += along < 0
+        torch.testing.assert_close(mine, 0.1 * goal.norm() * wanted / wanted.norm(), rtol=1e-3, atol=1e-6)
+        assert float(mine @ goal) >= -1e-6
+    assert 0 < opposed < IMAGES, "the case must occur, and its opposite"
+
+
+def test_a_metric_loss_without_gradient_leaves_nothing_to_be_relative_to():
+    adversary, model = made("reversal"), embedder()
+    batch = batch_of(model)
+    zero = batch.metric_loss * 0
+    output = adversary(
+        type(batch)(batch.embedded, model, batch.labels, zero, batch.metric, batch.metric_among), 0.5
+    )
+    [blow] = torch.autograd.grad(output.loss, batch.embedded.fused.features)
+    assert torch.equal(blow, torch.zeros_like(blow))
+
+
+# ---- spoiled embeddings
+
+
+def test_the_chain_rule_to_the_scores_is_autograds():
+    model = embedder()
+    fused = model(torch.zeros(IMAGES, 3, 1, 1)).fused
+    probe = torch.randn(FUSED, CLASSES)
+    objective = (fused.features @ probe).softmax(1).square().sum()
+    [at_features_] = torch.autograd.grad(objective, fused.features, retain_graph=True)
+    wanted = torch.cat(torch.autograd.grad(objective, list(fused.scores)), dim=1)
+    torch.testing.assert_close(at_scores(at_features_, fused), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_adversarial_attention_raises_the_heads_doubt_and_its_controls_do_not():
+    def doubt(form):
+        adversary, model = made(form), embedder()
+        train_head(adversary, model)
+        adversary.step = 1.0
+        batch = batch_of(model)
+        seen = []
+        model.embed_features = lambda features: seen.append(features) or model.projection(features)
+        for _ in range(20):
+            adversary.spoiled(batch, batch.embedded.fused.features)
+        before, *after = (
+            torch.distributions.Categorical(logits=adversary.head(f)).entropy().mean().item()
+            for f in (batch.embedded.fused.features, *seen)
+        )
+        return sum(after) / len(after) - before
+
+    assert doubt("attention") > 0.01
+    assert doubt("attention") > 2 * abs(doubt("shuffled"))
+    assert doubt("attention") > 2 * abs(doubt("noise"))
+
+
+def train_head(adversary, model, steps=60):
+    optimizer = torch.optim.Adam(adversary.head.parameters(), lr=0.01)
+    for _ in range(steps):
         optimizer.zero_grad()
-        features = extractor(images)
-        kept = (decoder(features)[:, 0] - images[:, 1]).square().mean()
-        (kept + module(features, labels, strength).loss).backward()
+        adversary(batch_of(model), 0.0).loss.backward()
         optimizer.step()
-    features = extractor(images).detach()
-    means = torch.stack([features[labels == label].mean(0) for label in (0, 1)])
-    spread = torch.cat([features[labels == label] - means[label] for label in (0, 1)]).std(0)
-    return float(((means[0] - means[1]) / spread).norm())
 
 
-@pytest.mark.slow
-def test_reversal_takes_the_class_out_of_features_and_the_control_puts_it_in():
-    reversed_, control = train_extractor(GradientReversal, 1.0), train_extractor(Auxiliary, 1.0)
-    assert reversed_ < 1.0 < control
+def test_adversarial_attention_by_hand():
+    adversary, model = made("attention"), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    scores = [s.detach().requires_grad_() for s in batch.embedded.fused.scores]
+    pooled = [
+        torch.einsum("bcp,bp->bc", m.detach(), s.softmax(1))
+        for m, s in zip(batch.embedded.fused.positions, scores, strict=True)
+    ]
+    posterior = adversary.head(torch.cat(pooled, 1)).softmax(1)
+    gradient = torch.autograd.grad(-(posterior * posterior.log()).sum(), scores)
+    rows = []
+    for image in range(IMAGES):
+        largest = max(g[image].abs().max() for g in gradient)
+        parts = [
+            m[image] @ (s[image] + 4 * g[image] / largest).softmax(0)
+            for m, s, g in zip(batch.embedded.fused.positions, scores, gradient, strict=True)
+        ]
+        rows.append(torch.cat(parts))
+    wanted = functional.normalize(model.projection(torch.stack(rows)), dim=1)
+    torch.testing.assert_close(adversary.spoiled(batch, features), wanted, rtol=1e-4, atol=1e-5)
+    loss = adversary.strike(batch, features, 0.3)
+    torch.testing.assert_close(
+        loss, 0.3 * (metric(wanted, labels()) - batch.metric_loss), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fusion", [LastMap, PooledTaps])
+def test_adversarial_attention_works_where_pooling_is_a_mean(fusion):
+    model = embedder(fusion)
+    torch.manual_seed(0)
+    adversary = FORMS["attention"](model.fusion.out_features, CLASSES, **settings())
+    assert adversary(batch_of(model), 0.5).loss.isfinite()
+
+
+def test_a_fusion_that_pools_nothing_is_refused_in_words():
+    model = embedder()
+    batch = batch_of(model)
+    bare = batch.embedded._replace(fused=batch.embedded.fused._replace(positions=(), scores=()))
+    batch = type(batch)(bare, model, batch.labels, batch.metric_loss, batch.metric, batch.metric_among)
+    with pytest.raises(ValueError, match="pools no positions"):
+        made("attention")(batch, 0.5)
+
+
+def test_masking_silences_the_channels_with_the_clearest_evidence():
+    adversary, model = made("masking"), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    seen = []
+    model.embed_features = lambda masked: seen.append(masked) or model.projection(masked)
+    adversary.spoiled(batch, features)
+    count = round(0.3 * FUSED)
+    for image in range(IMAGES):
+        leaf = features[image : image + 1].detach().requires_grad_()
+        logit = adversary.head(leaf)[0, labels()[image]]
+        [gradient] = torch.autograd.grad(logit, leaf)
+        silenced = set((leaf * gradient)[0].topk(count).indices.tolist())
+        assert set((seen[0][image] == 0).nonzero()[:, 0].tolist()) == silenced
+        kept = [d for d in range(FUSED) if d not in silenced]
+        assert torch.equal(seen[0][image, kept], features[image, kept])
+
+
+def test_fisher_directions_are_those_of_scipys_generalised_eigenproblem():
+    torch.manual_seed(3)
+    embeddings, target = torch.randn(60, SIZE), torch.arange(60) % 5
+    embeddings[:, 2] += 3 * target
+    within, between = scatter(embeddings, target)
+    x, y = embeddings.numpy(), target.numpy()
+    means = np.stack([x[y == c].mean(0) for c in range(5)])
+    by_hand_within = sum(np.outer(v - means[c], v - means[c]) for v, c in zip(x, y, strict=True)) / 60
+    by_hand_between = sum(np.outer(means[c] - x.mean(0), means[c] - x.mean(0)) for c in y) / 60
+    np.testing.assert_allclose(within, by_hand_within, atol=1e-4)
+    np.testing.assert_allclose(between, by_hand_between, atol=1e-4)
+    regular = by_hand_within + 0.1 * np.trace(by_hand_within) / SIZE * np.eye(SIZE)
+    _, vectors = eigh(by_hand_between, regular)
+    found = fisher_directions(within, between, 3).numpy()
+    np.testing.assert_allclose(found.T @ found, np.eye(3), atol=1e-5)
+    for rank in (1, 2, 3):
+        leading = np.linalg.qr(vectors[:, ::-1][:, :rank])[0]
+        np.testing.assert_allclose(found[:, :rank] @ found[:, :rank].T, leading @ leading.T, atol=1e-3)
+
+
+def test_erased_embeddings_hold_nothing_of_the_drawn_directions():
+    adversary, model = made("erasure"), embedder()
+    batch = batch_of(model)
+    adversary(batch, 0.0)
+    features = batch.embedded.embedding
+    ranks = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        spoiled = adversary.spoiled(batch, features)
+        torch.testing.assert_close(spoiled.norm(dim=1), torch.ones(IMAGES))
+        inside = (spoiled @ adversary.basis).abs().amax(dim=0)
+        gone = [column for column in range(3) if inside[column] < 1e-5]
+        assert gone, "at least the first"
+        assert gone == list(range(len(gone))), "the leading ones, without a hole"
+        ranks.add(len(gone))
+    assert ranks == {1, 2, 3}
+
+
+# ---- the last projection alone
+
+
+@pytest.mark.parametrize("form", ["energy", "posterior"])
+def test_confusion_at_the_projection_moves_nothing_before_it(form):
+    adversary, model = made(form), embedder()
+    adversary(batch_of(model), 0.5).loss.backward()
+    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert moved == {"projection.weight", "projection.bias"}
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_energy_is_the_log_of_the_mean_over_pairs_of_different_classes(normalized):
+    adversary, model = made("energy", normalized=normalized), embedder()
+    batch = batch_of(model)
+    vectors = model.projection(batch.embedded.fused.features)
+    vectors = functional.normalize(vectors, dim=1) if normalized else vectors
+    halves = [
+        0.5 * (vectors[i] - vectors[j]).square().sum().item()
+        for i in range(IMAGES)
+        for j in range(IMAGES)
+        if labels()[i] != labels()[j]
+    ]
+    wanted = 0.25 * math.log(sum(halves) / len(halves))
+    assert adversary.strike(batch, batch.embedded.fused.features, 0.25).item() == pytest.approx(
+        wanted, rel=1e-4
+    )
+
+
+def test_the_posterior_is_driven_to_uniform():
+    adversary, model = made("posterior"), embedder()
+    batch = batch_of(model)
+    posterior = adversary.head(batch.embedded.embedding).softmax(1).detach().numpy()
+    divergence = (1 / CLASSES * np.log(1 / CLASSES / posterior)).sum(1).mean()
+    assert adversary.strike(batch, batch.embedded.embedding, 2.0).item() == pytest.approx(
+        2 * divergence, rel=1e-4
+    )
+
+
+# ---- virtual classes
+
+
+def test_virtual_classes_lie_between_the_pairs_that_the_head_confuses_most():
+    adversary, model = made("virtual"), embedder()
+    seen = []
+    batch = batch_of(model, among=lambda virtual: seen.append(virtual) or virtual.embeddings.sum())
+    adversary(batch, 0.5)
+    [virtual] = seen
+    posterior = adversary.head(batch.embedded.fused.features).softmax(1)
+    target = labels()
+    confusion = {
+        (a, b): (posterior[target == a][:, b].mean() + posterior[target == b][:, a].mean()).item()
+        for a in range(CLASSES)
+        for b in range(a + 1, CLASSES)
+    }
+    wanted = sorted(confusion, key=confusion.get, reverse=True)[:2]
+    assert [tuple(pair) for pair in virtual.pairs.tolist()] == wanted
+    embedding = batch.embedded.embedding
+    for number, (a, b) in enumerate(wanted):
+        between = functional.normalize(0.5 * embedding[target == a] + 0.5 * embedding[target == b], dim=1)
+        torch.testing.assert_close(virtual.embeddings[virtual.labels == number], between)
+    assert virtual.num_classes == CLASSES
+
+
+def test_a_batch_of_one_class_has_no_virtual_classes():
+    adversary, model = made("virtual"), embedder()
+    batch = batch_of(model)
+    one = torch.zeros_like(batch.labels)
+    alone = type(batch)(batch.embedded, model, one, batch.metric_loss, batch.metric, batch.metric_among)
+    assert adversary.strike(alone, batch.embedded.fused.features, 0.5).item() == 0

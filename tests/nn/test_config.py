@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from tests.nn.adversaries import CLASSES, FUSED, IMAGES, batch_of, embedder
 
 from unseen.config.command_line import config_folder, load_config
 from unseen.nn.embedder import Embedder
@@ -46,7 +47,10 @@ def test_every_adversary_gives_a_loss_or_is_none(choice):
     if choice == "none":
         assert make is None
         return
-    adversary = make(in_features=5, num_classes=3)
-    output = adversary(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]), adversary.strength_at(0.5))
+    model = embedder(size=16)
+    seen = 16 if make.keywords["sees"] == "embedding" else FUSED
+    adversary = make(in_features=seen, num_classes=CLASSES)
+    assert adversary.strength_at(0.5, 0) == 0 < adversary.strength_at(0.5, 1)
+    output = adversary(batch_of(model), adversary.strength_at(0.5, 1))
     assert output.loss.isfinite()
-    assert output.logits.shape == (4, 3)
+    assert output.logits.shape == (IMAGES, CLASSES)

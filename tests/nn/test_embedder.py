@@ -40,7 +40,7 @@ def images():
 
 
 def test_embeddings_have_length_one_or_are_the_plain_linear_map():
-    attention = partial(AttentionFusion, score=tanh_score, per_tap=False)
+    attention = partial(AttentionFusion, score=tanh_score, per_tap=False, jitter=0.0)
     embedder, given = made(attention).eval(), images()
     embedded = embedder(given)
     assert embedded.embedding.shape == (4, 7)

@@ -11,6 +11,7 @@ from unseen.nn.fusion import (
     PooledTaps,
     additive_score,
     dot_score,
+    pooled_by,
     tanh_score,
 )
 
@@ -27,9 +28,9 @@ def maps(seed=0, batch=2):
     return FeatureMaps(taps, torch.randn(batch, FINAL, 2, 2, generator=generator))
 
 
-def fusion(score, per_tap=False):
+def fusion(score, per_tap=False, jitter=0.0):
     torch.manual_seed(1)
-    made = AttentionFusion(CHANNELS, FINAL, score=score, per_tap=per_tap)
+    made = AttentionFusion(CHANNELS, FINAL, score=score, per_tap=per_tap, jitter=jitter)
     torch.nn.init.normal_(made.weights)  # they start at zero, where every score is the same
     return made
 
@@ -107,7 +108,10 @@ def test_in_the_other_attentions_the_query_matters(score):
 @pytest.mark.parametrize("score", [additive_score, tanh_score, dot_score])
 def test_attention_starts_as_the_mean_and_can_leave_it(score):
     torch.manual_seed(1)
-    pooled, module = PooledTaps(CHANNELS, FINAL), AttentionFusion(CHANNELS, FINAL, score=score, per_tap=False)
+    pooled, module = (
+        PooledTaps(CHANNELS, FINAL),
+        AttentionFusion(CHANNELS, FINAL, score=score, per_tap=False, jitter=0.0),
+    )
     module.projections.load_state_dict(pooled.projections.state_dict())
     torch.testing.assert_close(module(maps()).features, pooled(maps()).features)
     module(maps()).features.square().sum().backward()
@@ -127,7 +131,7 @@ def test_attention_learns_where_to_look(score):
     field[rows, 1, place // 4, place % 4] = labels * 4.0 - 2  # the class
     given = FeatureMaps([field], torch.zeros(256, 8, 1, 1))
 
-    module, head = AttentionFusion([8], 8, score=score, per_tap=False), torch.nn.Linear(8, 2)
+    module, head = AttentionFusion([8], 8, score=score, per_tap=False, jitter=0.0), torch.nn.Linear(8, 2)
     optimizer = torch.optim.Adam([*module.parameters(), *head.parameters()], lr=0.05)
     for _ in range(150):
         optimizer.zero_grad()
@@ -152,8 +156,27 @@ def test_the_baseline_is_the_pooled_final_map_and_multi_layer_means_are_means():
 
 
 @pytest.mark.parametrize(
-    "make", [PooledTaps, lambda *a: AttentionFusion(*a, score=tanh_score, per_tap=False)]
+    "make", [PooledTaps, lambda *a: AttentionFusion(*a, score=tanh_score, per_tap=False, jitter=0.0)]
 )
 def test_a_multi_layer_fusion_without_taps_is_refused(make):
     with pytest.raises(ValueError, match=r"backbone\.taps is empty.*fusion=last"):
         make([], FINAL)
+
+
+def test_jitter_is_noise_of_its_deviation_on_the_scores_in_training_alone():
+    plain, noisy = fusion(tanh_score), fusion(tanh_score, jitter=0.5)
+    given = maps(batch=400)
+    assert torch.equal(plain(given).features, noisy.eval()(given).features)
+    calm, moved = plain(given), noisy.train()(given)
+    noise = torch.cat([a - b for a, b in zip(moved.scores, calm.scores, strict=True)], dim=1)
+    assert noise.std().item() == pytest.approx(0.5, rel=0.03)
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    with pytest.raises(ValueError, match="jitter=-1"):
+        fusion(tanh_score, jitter=-1)
+
+
+@pytest.mark.parametrize("make", [PooledTaps, LastMap, lambda *a: fusion(tanh_score)])
+def test_positions_pooled_by_their_scores_are_the_features(make):
+    fused = make(CHANNELS, FINAL)(maps())
+    pooled = [pooled_by(*tap)[0] for tap in zip(fused.positions, fused.scores, strict=True)]
+    torch.testing.assert_close(torch.cat(pooled, dim=1), fused.features)

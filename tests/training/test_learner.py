@@ -100,12 +100,15 @@ def test_after_the_warm_up_the_backbone_learns(tiny_run, tmp_path):
 
 
 def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run, tmp_path):
-    run = made(tiny_run, tmp_path, "ablation=full", "trainer.max_epochs=3", "sampler.classes_per_batch=2")
+    schedule = "adversary.strength._target_=unseen.nn.adversary.dann"
+    run = made(
+        tiny_run, tmp_path, "ablation=full", "trainer.max_epochs=3", "sampler.classes_per_batch=2", schedule
+    )
     seen = []
     strength_at = run.learner.adversary.strength_at
 
-    def watched(progress):
-        seen.append((progress, strength_at(progress)))
+    def watched(progress, epoch):
+        seen.append((progress, strength_at(progress, epoch)))
         return seen[-1][1]
 
     run.learner.adversary.strength_at = watched
@@ -115,7 +118,27 @@ def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run,
     maximum = run.config["adversary"]["strength"]["maximum"]
     for step, (progress, strength) in enumerate(seen):
         assert progress == pytest.approx(step / steps)
-        assert strength == pytest.approx(maximum * (2 / (1 + math.exp(-10 * step / steps)) - 1))
+        silent = step < steps / 3
+        formula = maximum * (2 / (1 + math.exp(-10 * step / steps)) - 1)
+        assert strength == (0 if silent else pytest.approx(formula))
+
+
+FORMS = ["grl", "grl_repaired", "attention", "masking", "erasure", "energy", "posterior", "virtual"]
+
+
+@pytest.mark.parametrize("loss", ["multi_similarity", "norm_softmax"])
+@pytest.mark.parametrize("adversary", FORMS)
+def test_every_form_trains_with_pairs_and_with_proxies(tiny_run, tmp_path, adversary, loss):
+    overrides = [f"loss={loss}", "ablation=custom", f"adversary={adversary}", "adversary.silent_epochs=0"]
+    overrides.append("sampler.classes_per_batch=4" if loss == "multi_similarity" else "sampler.batch_size=8")
+    run = made(tiny_run, tmp_path, *overrides)
+    head = parameters(run.learner.adversary.head)
+    logged = fitted(run).trainer.callback_metrics
+    assert logged["train/gradient_norm_adversary"] >= 0
+    assert logged["train/adversary_strength"] == run.config["adversary"]["strength"]["maximum"]
+    assert all(torch.isfinite(value).all() for value in run.learner.state_dict().values())
+    after = parameters(run.learner.adversary.head)
+    assert any(not torch.equal(head[name], after[name]) for name in head)
 
 
 def test_the_embedding_pass_keeps_order_mode_and_full_precision(tiny_run, tmp_path):

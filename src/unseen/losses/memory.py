@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -53,6 +55,7 @@ class CrossBatchMemory(nn.Module):
             raise ValueError(f"warmup={warmup}: wanted a number of training steps, 0 for no warm-up.")
         self.size = size
         self.warmup = warmup
+        self.remembers = True
         self.register_buffer("embeddings", torch.zeros(size, embedding_size))
         # A negative label marks a place that is still empty.
         self.register_buffer("labels", torch.full((size,), -1))
@@ -79,8 +82,24 @@ class CrossBatchMemory(nn.Module):
 
     def add(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> None:
         """Remember a batch, `(B, d)`, `(B,)` and `(B,)`; the oldest are forgotten."""
+        if not self.remembers:
+            return
         # New tensors, not written in place: autograd may still hold the old ones.
         self.embeddings = torch.cat([embeddings.detach(), self.embeddings])[: self.size]
         self.labels = torch.cat([labels, self.labels])[: self.size]
         self.ids = torch.cat([ids, self.ids])[: self.size]
         self.steps = self.steps + 1
+
+
+@contextmanager
+def not_remembering(loss: nn.Module) -> Iterator[None]:
+    """While it lasts, every memory in the loss is compared with and nothing is added to it: for embeddings
+    that are no image's own."""
+    memories = [module for module in loss.modules() if isinstance(module, CrossBatchMemory)]
+    for memory in memories:
+        memory.remembers = False
+    try:
+        yield
+    finally:
+        for memory in memories:
+            memory.remembers = True

@@ -74,12 +74,16 @@ class Embedder(nn.Module):
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
         maps = self.backbone(images)
         fused = self.fusion(maps)
-        embedding = self.projection(fused.features)
+        return Embedded(self.embed_features(fused.features), fused, maps)
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """Fused features `(B, D)` → embedding `(B, d)`."""
+        embedding: Tensor = self.projection(features)
         if self.layer_norm:
             embedding = functional.layer_norm(embedding.float(), embedding.shape[1:])
         if self.normalize:
             embedding = functional.normalize(embedding.float(), dim=1)
-        return Embedded(embedding, fused, maps)
+        return embedding
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Stop or resume the learning of the backbone, its batch norm statistics included."""

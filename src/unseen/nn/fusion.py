@@ -25,10 +25,29 @@ class Fused(NamedTuple):
     Args:
         features: `(B, D)`.
         attention: for each tap `(B, H_l, W_l)`, summing to 1 over positions; empty without attention.
+        positions: of each tap what was pooled, `(B, C, P_l)`; the pooled vectors, joined, are the features.
+            Empty for a fusion that does not pool.
+        scores: of each tap `(B, P_l)`, whose softmax weighs the positions; zero where all weigh the same.
     """
 
     features: Tensor
     attention: list[Tensor]
+    positions: Sequence[Tensor] = ()
+    scores: Sequence[Tensor] = ()
+
+
+def pooled_by(positions: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """`p = Σ_i a(i) M(i)` with `a = softmax(c)`.
+
+    Args:
+        positions: M, `(B, C, P)`.
+        scores: c, `(B, P)`.
+
+    Returns:
+        p `(B, C)` and a `(B, P)`.
+    """
+    attention = scores.softmax(dim=1)
+    return torch.einsum("bcp,bp->bc", positions, attention), attention
 
 
 def additive_score(positions: Tensor, query: Tensor, weights: Tensor) -> Tensor:
@@ -60,7 +79,8 @@ class LastMap(nn.Module):
 
     def forward(self, maps: FeatureMaps) -> Fused:
         """`final (B, C, H, W)` → features `(B, C)`."""
-        return Fused(maps.final.mean((2, 3)), [])
+        positions = maps.final.flatten(2)
+        return Fused(maps.final.mean((2, 3)), [], [positions], [_alike(positions)])
 
 
 class PooledTaps(nn.Module):
@@ -78,8 +98,9 @@ class PooledTaps(nn.Module):
 
     def forward(self, maps: FeatureMaps) -> Fused:
         """Taps `(B, C_l, H_l, W_l)` → features `(B, L·C)`."""
-        projected = [project(tap) for project, tap in zip(self.projections, maps.taps, strict=True)]
-        return Fused(torch.cat([tap.mean((2, 3)) for tap in projected], dim=1), [])
+        positions = _projected(self.projections, maps.taps)
+        features = torch.cat([tap.mean(2) for tap in positions], dim=1)
+        return Fused(features, [], positions, [_alike(tap) for tap in positions])
 
 
 class AttentionFusion(nn.Module):
@@ -93,34 +114,48 @@ class AttentionFusion(nn.Module):
         final_channels: channels of the final map, C.
         score: how a position and the query are compared.
         per_tap: each tap has a `w` of its own; else one is shared by all, as published.
+        jitter: standard deviation of normal noise that is added to the scores in training: a regulariser of
+            the attention; 0 for none.
 
     Raises:
-        ValueError: there is no tap.
+        ValueError: there is no tap, or `jitter` is negative.
     """
 
     def __init__(
-        self, tap_channels: Sequence[int], final_channels: int, *, score: Score, per_tap: bool
+        self,
+        tap_channels: Sequence[int],
+        final_channels: int,
+        *,
+        score: Score,
+        per_tap: bool,
+        jitter: float,
     ) -> None:
         super().__init__()
+        if not jitter >= 0:
+            raise ValueError(f"fusion.jitter={jitter}: a standard deviation is not negative.")
         self.projections = projections(tap_channels, final_channels)
         self.weights = nn.Parameter(torch.zeros(len(tap_channels) if per_tap else 1, final_channels))
         self.score = score
+        self.jitter = jitter
         self.out_features = len(tap_channels) * final_channels
 
     def forward(self, maps: FeatureMaps) -> Fused:
         """Taps `(B, C_l, H_l, W_l)`, final map `(B, C, H, W)` → features `(B, L·C)` and L attention maps."""
         query = maps.final.mean((2, 3)).unsqueeze(2)
         weights = self.weights.expand(len(maps.taps), -1)
-        pooled = [
-            self._pool(project(tap), query, weight)
-            for project, tap, weight in zip(self.projections, maps.taps, weights, strict=True)
+        positions = _projected(self.projections, maps.taps)
+        scores = [self._scores(tap, query, weight) for tap, weight in zip(positions, weights, strict=True)]
+        pooled = [pooled_by(*tap) for tap in zip(positions, scores, strict=True)]
+        attention = [
+            weighing.unflatten(1, tap.shape[2:]) for (_, weighing), tap in zip(pooled, maps.taps, strict=True)
         ]
-        return Fused(torch.cat([features for features, _ in pooled], dim=1), [map_ for _, map_ in pooled])
+        return Fused(torch.cat([features for features, _ in pooled], dim=1), attention, positions, scores)
 
-    def _pool(self, tap: Tensor, query: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        positions = tap.flatten(2)
-        attention = self.score(positions, query, weights).softmax(dim=1)
-        return torch.einsum("bcp,bp->bc", positions, attention), attention.unflatten(1, tap.shape[2:])
+    def _scores(self, positions: Tensor, query: Tensor, weights: Tensor) -> Tensor:
+        scores = self.score(positions, query, weights)
+        if not self.training or self.jitter == 0:
+            return scores
+        return scores + self.jitter * torch.randn_like(scores)
 
 
 def projections(tap_channels: Sequence[int], final_channels: int) -> nn.ModuleList:
@@ -135,3 +170,13 @@ def projections(tap_channels: Sequence[int], final_channels: int) -> nn.ModuleLi
         nn.Identity() if channels == final_channels else nn.Conv2d(channels, final_channels, 1, bias=False)
         for channels in tap_channels
     )
+
+
+def _projected(project: nn.ModuleList, taps: Sequence[Tensor]) -> list[Tensor]:
+    """`(B, C_l, H_l, W_l)` of each tap → `(B, C, P_l)`."""
+    return [one(tap).flatten(2) for one, tap in zip(project, taps, strict=True)]
+
+
+def _alike(positions: Tensor) -> Tensor:
+    """The scores `(B, P)` of positions `(B, C, P)` that all weigh the same."""
+    return positions.new_zeros(positions.shape[0], positions.shape[2])

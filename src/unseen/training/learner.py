@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,8 +11,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
-from unseen.losses import WeightedSum, parameters_by_kind
-from unseen.nn.adversary import AdversaryOutput, ClassAdversary
+from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
+from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.embedder import Embedded, Embedder
 from unseen.retrieval import RetrievalMetric, evaluate
 from unseen.training.optimization import Optimization
@@ -64,25 +65,55 @@ class MetricLearner(LightningModule):
         if isinstance(self.loss, WeightedSum):
             for name, value in self.loss.last.items():
                 self._log_train(f"metric_loss_{name}", value, len(batch.labels))
-        adversary = self._adversary_step(embedded, batch.labels)
+        adversary = self._adversary_step(embedded, batch, metric_loss)
         if batch_index == 0:
             self._log_gradient_norms(embedded, metric_loss, adversary)
         total = metric_loss if adversary is None else metric_loss + adversary.loss
         self._log_train("loss", total, len(batch.labels), prog_bar=True)
         return total
 
-    def _adversary_step(self, embedded: Embedded, labels: Tensor) -> AdversaryOutput | None:
+    def _adversary_step(
+        self, embedded: Embedded, batch: Batch, metric_loss: Tensor
+    ) -> AdversaryOutput | None:
         if self.adversary is None:
             return None
-        strength = self.adversary.strength_at(self.progress)
-        features = embedded.fused.features if self.adversary.sees == "fused" else embedded.embedding
-        output = self.adversary(features, labels, strength)
+        labels = batch.labels
+        strength = self.adversary.strength_at(self.progress, self.current_epoch)
+        sight = AdversaryInput(
+            embedded,
+            self.embedder,
+            labels,
+            metric_loss,
+            metric=functools.partial(self._metric_of, batch=batch),
+            metric_among=functools.partial(self._metric_among, embedded=embedded, batch=batch),
+        )
+        output = self.adversary(sight, strength)
         accuracy = (output.logits.argmax(1) == labels).float().mean()
         cross_entropy = nn.functional.cross_entropy(output.logits.detach().float(), labels)
         self._log_train("adversary_strength", strength, len(labels))
         self._log_train("adversary_accuracy", accuracy, len(labels))
         self._log_train("adversary_loss", cross_entropy, len(labels))
         return output
+
+    def _metric_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """The metric loss of other embeddings `(B, d)` of the same images."""
+        with not_remembering(self.loss):
+            return self.loss(embeddings, batch.labels, batch.ids)
+
+    def _metric_among(self, virtual: VirtualClasses, embedded: Embedded, batch: Batch) -> Tensor:
+        """The metric loss of the batch together with virtual classes."""
+        with not_remembering(self.loss):
+            return loss_among(
+                self.loss,
+                embedded.embedding,
+                batch.labels,
+                batch.ids,
+                virtual=virtual.embeddings,
+                virtual_labels=virtual.labels,
+                pairs=virtual.pairs,
+                share=virtual.share,
+                num_classes=virtual.num_classes,
+            )
 
     def _log_train(self, name: str, value: Tensor | float, batch_size: int, prog_bar: bool = False) -> None:
         self.log(

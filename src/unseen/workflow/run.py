@@ -258,7 +258,9 @@ def _trained_record(run: Run, chosen_epoch: int) -> RunRecord:
         _bare_record(run),
         images_per_second=throughput.images_per_second,
         chosen_epoch=chosen_epoch,
-        adversary_strength=None if adversary is None else adversary.strength_at(run.learner.progress),
+        adversary_strength=None
+        if adversary is None
+        else adversary.strength_at(run.learner.progress, max(0, run.trainer.current_epoch - 1)),
     )
 
 

@@ -1,0 +1,102 @@
+"""Adversarial attention: it moves to where the class evidence is weak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unseen.nn.adversary.contract import AdversaryInput, entropy
+from unseen.nn.adversary.spoiling import SpoilingAdversary
+from unseen.nn.fusion import Fused, pooled_by
+
+Direction = Callable[[Tensor], Tensor]
+"""Gradients at the scores, `(B, P)` over the positions of all taps → where the scores go, of the same
+shape."""
+
+
+def toward_confusion(gradient: Tensor) -> Tensor:
+    """As the adversary wants: towards positions whose class the head does not know."""
+    return gradient
+
+
+def shuffled(gradient: Tensor) -> Tensor:
+    """The control: the adversary's values, at random positions."""
+    order = torch.rand_like(gradient).argsort(dim=1)
+    return gradient.gather(1, order)
+
+
+def noise(gradient: Tensor) -> Tensor:
+    """The control that knows nothing: standard normal."""
+    return torch.randn_like(gradient)
+
+
+class AdversarialAttention(SpoilingAdversary):
+    """Attention moves to where the class evidence is weak (the idea of Shen et al. 2019, arXiv:1903.10225).
+
+    With H the entropy of the head's posterior: `ĝ_l = ∂H/∂c_l` at the scores of tap l, without a graph,
+    scaled to max |ĝ| = 1 over all positions of an image; `a'_l = softmax(c_l + η ĝ_l)`, `p'_l = Σ_i a'_l(i)
+    M_l(i)`. Where there is no attention, scores are zero and pooling by `a'` replaces the mean. No second
+    pass of the backbone.
+
+    Args:
+        step: η.
+        direction: from ĝ to where the scores go; the controls are `shuffled` and `noise`.
+        settings: of `ClassAdversary`; its strength is β. It must see the fused features.
+
+    Raises:
+        ValueError: `step` is not positive, or it sees the embedding.
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, step: float, direction: Direction, **settings: Any
+    ) -> None:
+        super().__init__(in_features, num_classes, **settings)
+        if not step > 0:
+            raise ValueError(f"step={step}: attention moves by a positive step η.")
+        if self.sees != "fused":
+            raise ValueError(f"sees={self.sees!r}: an adversary of the attention sees 'fused' features.")
+        self.step = step
+        self.direction = direction
+
+    def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
+        """The embedding of features that are pooled where the head is unsure."""
+        fused = batch.embedded.fused
+        if not fused.positions:
+            raise ValueError(
+                "This fusion pools no positions, so an adversary of the attention has nothing to move: let "
+                "it give "
+                "`positions` and `scores`, or choose adversary=masking."
+            )
+        sizes = [scores.shape[1] for scores in fused.scores]
+        moved = self.direction(at_scores(self.gradient(entropy, features), fused))
+        moved = moved / moved.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        pairs = zip(fused.scores, moved.split(sizes, dim=1), strict=True)
+        scores = [score + self.step * part for score, part in pairs]
+        pooled = [pooled_by(*tap)[0] for tap in zip(fused.positions, scores, strict=True)]
+        return batch.embedder.embed_features(torch.cat(pooled, dim=1))
+
+
+def at_scores(gradient: Tensor, fused: Fused) -> Tensor:
+    """The chain rule from features to the scores of every tap; without a graph.
+
+    `∂H/∂c_l(i) = a_l(i) (⟨g_l, M_l(i)⟩ − ⟨g_l, p_l⟩)`, for `g_l = ∂H/∂p_l`.
+
+    Args:
+        gradient: `(B, D)`, of H at the fused features.
+        fused: with positions `(B, C_l, P_l)` and scores `(B, P_l)` of each tap.
+
+    Returns:
+        `(B, Σ P_l)`.
+    """
+    parts = []
+    channels = [positions.shape[1] for positions in fused.positions]
+    for part, positions, scores in zip(
+        gradient.split(channels, dim=1), fused.positions, fused.scores, strict=True
+    ):
+        attention = scores.detach().float().softmax(dim=1)
+        inner = torch.einsum("bc,bcp->bp", part, positions.detach().float())
+        parts.append(attention * (inner - (attention * inner).sum(dim=1, keepdim=True)))
+    return torch.cat(parts, dim=1)
