@@ -448,3 +448,42 @@ def test_a_batch_of_one_class_has_no_virtual_classes():
     one = torch.zeros_like(batch.labels)
     alone = type(batch)(batch.embedded, model, one, batch.metric_loss, batch.metric, batch.metric_among)
     assert adversary.strike(alone, batch.embedded.fused.features, 0.5).item() == 0
+
+
+# ---- why neither smoothing nor raw lengths are in the contract
+
+
+def test_climbing_a_smoothed_cross_entropy_raises_the_confidence_of_a_sure_head():
+    """C = 51, smoothing 0.1: its minimum is at p_y = 1 − 0.1 + 0.1 / 51 = 0.902."""
+
+    def confidence_after_climbing(probability, smoothing):
+        rest = (1 - probability) / 50
+        logits = torch.log(torch.tensor([[probability] + [rest] * 50])).requires_grad_()
+        loss = functional.cross_entropy(logits, torch.tensor([0]), label_smoothing=smoothing)
+        [gradient] = torch.autograd.grad(loss, logits)
+        return (logits + 0.1 * gradient).softmax(1)[0, 0].item()
+
+    assert confidence_after_climbing(0.95, 0.1) > 0.95
+    assert confidence_after_climbing(0.85, 0.1) < 0.85
+    assert confidence_after_climbing(0.9 + 0.1 / 51, 0.1) == pytest.approx(0.9 + 0.1 / 51, abs=1e-5)
+    assert confidence_after_climbing(0.95, 0.0) < 0.95
+
+
+def test_a_head_on_raw_features_is_fooled_by_their_length_and_ours_is_not():
+    torch.manual_seed(0)
+    raw = torch.nn.Sequential(torch.nn.Linear(FUSED, 40), torch.nn.ReLU(), torch.nn.Linear(40, CLASSES))
+    ours = CosineHead(FUSED, CLASSES, hidden=40, scale=16)
+    features, target = torch.randn(200, FUSED), torch.arange(200) % CLASSES
+    features[torch.arange(200), target] += 3
+    for head in (raw, ours):
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+        for _ in range(100):
+            optimizer.zero_grad()
+            functional.cross_entropy(head(features), target).backward()
+            optimizer.step()
+
+    def doubt(head, scale):
+        return functional.cross_entropy(head(scale * features), target).item()
+
+    assert doubt(raw, 0.01) > 10 * doubt(raw, 1)
+    assert doubt(ours, 0.01) == pytest.approx(doubt(ours, 1), rel=1e-3)

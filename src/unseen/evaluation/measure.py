@@ -15,6 +15,7 @@ from unseen.data.module import DataModule
 from unseen.evaluation.embed import EmbeddedImages, embed
 from unseen.evaluation.galleries import Rows, matched_galleries
 from unseen.evaluation.intervals import class_intervals
+from unseen.evaluation.participation import participation_ratio
 from unseen.evaluation.untrained import PlainFeatures
 from unseen.nn.backbone import Backbone
 from unseen.retrieval import RetrievalResult
@@ -42,11 +43,14 @@ class Scores:
         intervals: `unseen` or `untrained` → metric → (low, high), 95 % over test classes; see
             `class_intervals`. A clustering metric has none, and no gap: it would cost a clustering for each
             draw of galleries.
+        participation: `unseen`, `seen` or `untrained` → in how many directions the classes differ (see
+            `participation_ratio`).
     """
 
     metrics: dict[str, Metrics]
     spread: dict[str, Metrics]
     intervals: dict[str, dict[str, tuple[float, float]]]
+    participation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,15 @@ def measure(
     metrics = {"unseen": dict(unseen.metrics)}
     if len(data.split.validation):
         metrics["validation"] = measure_validation(embedder, data, evaluate)
-    matched, spread = _matched(embedder, data, evaluate, queries.union(gallery), seed, draws)
+    images = queries.union(gallery)
+    matched, spread, of_seen = _matched(embedder, data, evaluate, images, seed, draws)
     interval = class_intervals(unseen.per_query, unseen.labels, resamples=resamples, seed=seed)
     on_cpu = queries.cpu()
     return Measurement(
         metrics | matched,
         spread,
         {"unseen": interval} if interval else {},
+        {"unseen": participation_ratio(images.embeddings, images.labels), **of_seen},
         _on_cpu(unseen),
         on_cpu,
         on_cpu if gallery is queries else gallery.cpu(),
@@ -133,12 +139,14 @@ def measure_untrained(
     _check_draws(draws)
     embedder = PlainFeatures(backbone)
     queries, gallery, unseen = _search_unseen(embedder, data, evaluate)
-    matched, spread = _matched(embedder, data, evaluate, queries.union(gallery), seed, draws)
+    images = queries.union(gallery)
+    matched, spread, _ = _matched(embedder, data, evaluate, images, seed, draws)
     interval = class_intervals(unseen.per_query, unseen.labels, resamples=resamples, seed=seed)
     return Scores(
         {"untrained": dict(unseen.metrics)} | ({"untrained_gap": matched["gap"]} if matched else {}),
         {"untrained_gap": spread["gap"]} if matched else {},
         {"untrained": interval} if interval else {},
+        {"untrained": participation_ratio(images.embeddings, images.labels)},
     )
 
 
@@ -173,16 +181,18 @@ def _matched(
     unseen: EmbeddedImages,
     seed: int,
     draws: int,
-) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-    """Mean and standard deviation over draws of `seen`, `unseen_matched` and `gap`; empty without a match."""
+) -> tuple[dict[str, Metrics], dict[str, Metrics], dict[str, float]]:
+    """Mean and standard deviation over draws of `seen`, `unseen_matched` and `gap`, and the participation
+    ratio of held-out images of seen classes; empty without a match."""
     if len(data.split.held_out) == 0:
-        return {}, {}
+        return {}, {}, {}
     seen = embed(embedder, data.loader(data.split.held_out))
     labels = seen.labels.numpy(), unseen.labels.numpy()
     drawn = [matched_galleries(*labels, seed=seed, draw=draw) for draw in range(draws)]
     drawn = [rows for rows in drawn if len(rows[0])]
     if not drawn:
-        return {}, {}
+        return {}, {}, {}
+    participation = {"seen": participation_ratio(seen.embeddings, seen.labels)}
     by_draw = {
         "seen": _evaluate_each(seen, [rows for rows, _ in drawn], evaluate),
         "unseen_matched": _evaluate_each(unseen, [rows for _, rows in drawn], evaluate),
@@ -195,8 +205,9 @@ def _matched(
     values["gap"] = values["seen"] - values["unseen_matched"]
     means = {split: _named(names, each.mean(0)) for split, each in values.items()}
     if len(drawn) == 1:
-        return means, {split: dict.fromkeys(names, float("nan")) for split in values}
-    return means, {split: _named(names, each.std(0, ddof=1)) for split, each in values.items()}
+        return means, {split: dict.fromkeys(names, float("nan")) for split in values}, participation
+    spread = {split: _named(names, each.std(0, ddof=1)) for split, each in values.items()}
+    return means, spread, participation
 
 
 def _evaluate_each(images: EmbeddedImages, galleries: list[Rows], evaluate: Evaluate) -> list[Metrics]:

@@ -55,6 +55,7 @@ class RunRecord:
         error: of a run that failed, type and message.
         spread: split → metric → standard deviation over draws of matched galleries.
         intervals: split → metric → (low, high), 95 % over test classes.
+        participation: split → in how many directions its classes differ in the embedding.
         chosen_epoch: whose weights were measured, counted from 1.
         adversary_strength: λ at the end of training; none without an adversary.
         steps: optimiser steps at the end of training.
@@ -84,6 +85,7 @@ class RunRecord:
     error: str | None = None
     spread: dict[str, dict[str, float]] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    participation: dict[str, float] = field(default_factory=dict)
     chosen_epoch: int | None = None
     adversary_strength: float | None = None
     steps: int | None = None

@@ -38,6 +38,7 @@ class AdversaryAudit(Callback):
         self.probe_images = probe_images
         self._metric_losses: list[float] = []
         self._accuracies: list[float] = []
+        self._feature_norms: list[float] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Probe and warn."""
@@ -71,6 +72,8 @@ class AdversaryAudit(Callback):
         if len(self._accuracies) == min(epochs, max(3, math.ceil(epochs / 2))):
             _say(dead_adversary(self._accuracies, chance))
         _say(dominating_adversary(self._metric_losses))
+        self._feature_norms.append(float(metrics["train/feature_norm"]))
+        _say(escaping_features(self._feature_norms))
 
 
 def _say(warning: str | None) -> None:
@@ -107,4 +110,24 @@ def dominating_adversary(metric_losses: list[float]) -> str | None:
         f"The adversary may dominate: the metric loss rose two epochs in a row "
         f"({metric_losses[-3]:.4g} → {metric_losses[-1]:.4g}). "
         "Lower adversary.strength.maximum, or compare with ablation=gdfl."
+    )
+
+
+def escaping_features(norms: list[float]) -> str | None:
+    """A warning in the epoch in which the features' length first leaves a quarter to four times what it was;
+    else none.
+
+    The embedding is normalised and the adversary's head normalises what it sees, so length means nothing to
+    either, and a length that runs away is a sign that something in the features is escaped through.
+
+    Args:
+        norms: mean length of the fused features, by epoch.
+    """
+    inside = [norms[0] / 4 <= norm <= 4 * norms[0] for norm in norms]
+    if inside[-1] or not all(inside[:-1]):
+        return None
+    return (
+        f"The features may escape through their length: it went from {norms[0]:.3g} to {norms[-1]:.3g}, "
+        "which changes neither the normalised embedding nor what the adversary's head sees. Compare with "
+        "ablation=gdfl, or lower adversary.strength.maximum."
     )

@@ -93,6 +93,8 @@ class MetricLearner(LightningModule):
         self._log_train("adversary_strength", strength, len(labels))
         self._log_train("adversary_accuracy", accuracy, len(labels))
         self._log_train("adversary_loss", cross_entropy, len(labels))
+        length = embedded.fused.features.detach().float().norm(dim=1).mean()
+        self._log_train("feature_norm", length, len(labels))
         return output
 
     def _metric_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
@@ -132,11 +134,16 @@ class MetricLearner(LightningModule):
             if adversary is None
             else {"metric": metric_loss, "adversary": adversary.loss}
         )
+        flat = {}
         for name, objective in objectives.items():
-            gradients = torch.autograd.grad(objective, maps, retain_graph=True, allow_unused=True)
-            norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-            norm = torch.stack(norms).norm() if norms else torch.zeros(())
-            self._log_train(f"gradient_norm_{name}", norm, 1)
+            gradients = torch.autograd.grad(
+                objective, maps, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            flat[name] = torch.cat([gradient.float().flatten() for gradient in gradients])
+            self._log_train(f"gradient_norm_{name}", flat[name].norm(), 1)
+        if adversary is not None:
+            cosine = nn.functional.cosine_similarity(flat["metric"], flat["adversary"], dim=0)
+            self._log_train("gradient_cosine", cosine, 1)
 
     def on_train_start(self) -> None:
         """A run that resumes in mid epoch sees no start of that epoch.

@@ -242,6 +242,7 @@ def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: in
         metrics={**measured.metrics, **untrained.metrics},
         spread={**measured.spread, **untrained.spread},
         intervals={**measured.intervals, **untrained.intervals},
+        participation={**measured.participation, **untrained.participation},
         per_class={
             metric: dict(zip(classes, values.tolist(), strict=True))
             for metric, values in measured.unseen.per_class.items()
