@@ -58,6 +58,15 @@ def test_equal_jobs_have_equal_keys_and_others_have_others(tiny_run, tmp_path):
     assert len({same, *others}) == 5
 
 
+def test_a_key_may_follow_another_one_as_the_split_follows_the_seed(tiny_run, tmp_path):
+    freezer = Freezer()
+    following = [freezer.freeze([*tiny_run, f"seed={n}", "protocol.seed=${seed}"], tmp_path) for n in (3, 4)]
+    assert [one.config.protocol.seed for one in following] == [3, 4]
+    typed = freezer.freeze([*tiny_run, "seed=4", "protocol.seed=4"], tmp_path)
+    assert typed.job.key == following[1].job.key
+    assert "protocol.seed=4" in following[1].config.overrides
+
+
 def test_a_data_set_is_read_once_for_many_jobs(tiny_run, tmp_path, monkeypatch):
     from unseen.data.sources import folder
 

@@ -20,7 +20,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from unseen.config.groups import overview, read_groups
@@ -398,5 +398,7 @@ def _resolve(config: DictConfig, key: str) -> None:
     with suppress(InterpolationKeyError):
         value = config[key]
         if isinstance(value, DictConfig | ListConfig):
-            OmegaConf.resolve(value)
+            # What was typed is Hydra's own list, and may itself refer to a key: protocol.seed=${seed}.
+            with read_write(value):
+                OmegaConf.resolve(value)
         config[key] = value
