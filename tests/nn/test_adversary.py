@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
-from tests.nn.adversaries import CLASSES, FUSED, IMAGES, SIZE, batch_of, embedder, labels, metric, settings
+from tests.nn.adversaries import (
+    CLASSES,
+    FINAL,
+    FUSED,
+    IMAGES,
+    SIZE,
+    TAPS,
+    batch_of,
+    embedder,
+    labels,
+    metric,
+    settings,
+)
 from torch.nn import functional
 
 from unseen.nn.adversary import (
@@ -22,6 +34,7 @@ from unseen.nn.adversary import (
     PosteriorConfusion,
     ProjectionConfusion,
     RandomGradient,
+    TapMasking,
     constant,
     dann,
     linear,
@@ -44,6 +57,8 @@ FORMS = {
     "noise": partial(AdversarialAttention, step=4.0, direction=noise),
     "masking": partial(EvidenceMasking, share=0.3, evidence=of_class),
     "chance": partial(EvidenceMasking, share=0.3, evidence=of_chance),
+    "taps": partial(TapMasking, evidence=of_class),
+    "any_tap": partial(TapMasking, evidence=of_chance),
     "energy": partial(ProjectionConfusion, normalized=True),
     "virtual": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=most_confused),
     "any_pair": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=any_pair),
@@ -338,6 +353,33 @@ def test_masking_silences_the_channels_with_the_clearest_evidence():
         assert set((seen[0][image] == 0).nonzero()[:, 0].tolist()) == silenced
         kept = [d for d in range(FUSED) if d not in silenced]
         assert torch.equal(seen[0][image, kept], features[image, kept])
+
+
+def test_the_tap_with_the_clearest_evidence_is_silenced_whole():
+    adversary, model = made("taps"), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    seen = []
+    model.embed_features = lambda masked: seen.append(masked) or model.projection(masked)
+    adversary.spoiled(batch, features)
+    silenced = []
+    for image in range(IMAGES):
+        leaf = features[image : image + 1].detach().requires_grad_()
+        [gradient] = torch.autograd.grad(adversary.head(leaf)[0, labels()[image]], leaf)
+        evidence = (leaf * gradient)[0].reshape(len(TAPS), FINAL).mean(1)
+        tap = int(evidence.argmax())
+        wanted = features[image].detach().clone()
+        wanted[tap * FINAL : (tap + 1) * FINAL] = 0
+        torch.testing.assert_close(seen[0][image], wanted)
+        silenced.append(tap)
+    assert set(silenced) == {0, 1}, "it must depend on the image"
+
+
+def test_one_tap_alone_cannot_be_silenced():
+    model = embedder(LastMap)
+    adversary = FORMS["taps"](model.fusion.out_features, CLASSES, **settings())
+    with pytest.raises(ValueError, match="this fusion has 1"):
+        adversary(batch_of(model), 0.5)
 
 
 def test_fisher_directions_are_those_of_scipys_generalised_eigenproblem():

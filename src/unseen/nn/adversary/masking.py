@@ -1,12 +1,14 @@
-"""Masking: the channels with the clearest class evidence are silenced."""
+"""Masking: the channels, or the tap, with the clearest class evidence are silenced."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unseen.nn.adversary.contract import AdversaryInput
 from unseen.nn.adversary.spoiling import SpoilingAdversary
@@ -26,28 +28,21 @@ def of_chance(features: Tensor, gradient: Tensor) -> Tensor:
     return torch.rand_like(features)
 
 
-class EvidenceMasking(SpoilingAdversary):
-    """The channels that speak most for the own class are silenced (after Huang et al. 2020, arXiv:2007.02454,
-    section 3.2, who mask the gradient's largest parts for classification).
+class _Masking(SpoilingAdversary):
+    """Embeds features of which the adversary has silenced a part.
 
     Args:
-        share: of the channels that are set to zero, in each image.
-        evidence: by which they are chosen; the control is `of_chance`.
+        evidence: of each channel, by which the part is chosen; the control is `of_chance`.
         settings: of `ClassAdversary`; its strength is β. It must see the fused features.
 
     Raises:
-        ValueError: `share` is outside (0, 1), or it sees the embedding.
+        ValueError: it sees the embedding.
     """
 
-    def __init__(
-        self, in_features: int, num_classes: int, *, share: float, evidence: Evidence, **settings: Any
-    ) -> None:
+    def __init__(self, in_features: int, num_classes: int, *, evidence: Evidence, **settings: Any) -> None:
         super().__init__(in_features, num_classes, **settings)
-        if not 0 < share < 1:
-            raise ValueError(f"share={share}: wanted a share of the channels in (0, 1).")
         if self.sees != "fused":
-            raise ValueError(f"sees={self.sees!r}: an adversary that masks channels sees 'fused' features.")
-        self.share = share
+            raise ValueError(f"sees={self.sees!r}: an adversary that masks features sees 'fused' ones.")
         self.evidence = evidence
 
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
@@ -55,6 +50,59 @@ class EvidenceMasking(SpoilingAdversary):
         labels = batch.labels.unsqueeze(1)
         gradient = self.gradient(lambda logits: logits.gather(1, labels).sum(), features)
         evidence = self.evidence(features.detach(), gradient)
-        count = max(1, round(self.share * features.shape[1]))
-        silenced = evidence.topk(count, dim=1).indices
-        return batch.embedder.embed_features(features.scatter(1, silenced, 0.0))
+        return batch.embedder.embed_features(features * self.kept(batch, evidence))
+
+    @abstractmethod
+    def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
+        """Evidence `(B, D)` → 1 for what is kept, 0 for what is silenced, `(B, D)`."""
+
+
+class EvidenceMasking(_Masking):
+    """The channels that speak most for the own class are silenced (after Huang et al. 2020, arXiv:2007.02454,
+    section 3.2, who mask the gradient's largest parts for classification).
+
+    Args:
+        share: of the channels that are set to zero, in each image.
+        settings: of `_Masking` and `ClassAdversary`.
+
+    Raises:
+        ValueError: `share` is outside (0, 1), or it sees the embedding.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, share: float, **settings: Any) -> None:
+        super().__init__(in_features, num_classes, **settings)
+        if not 0 < share < 1:
+            raise ValueError(f"share={share}: wanted a share of the channels in (0, 1).")
+        self.share = share
+
+    def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
+        """All but the channels with most evidence."""
+        count = max(1, round(self.share * evidence.shape[1]))
+        return torch.ones_like(evidence).scatter(1, evidence.topk(count, dim=1).indices, 0.0)
+
+
+class TapMasking(_Masking):
+    """The whole tap that speaks most for the own class is silenced: the metric loss must hold on the others.
+
+    It joins the two ideas of the method: what several layers know is worth most where none of them is needed
+    alone.
+
+    Args:
+        settings: of `_Masking` and `ClassAdversary`.
+
+    Raises:
+        ValueError: it sees the embedding; in training, the fusion has fewer than two taps.
+    """
+
+    def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
+        """All but the tap with most evidence in each image, the mean over its channels of what they give."""
+        channels = [positions.shape[1] for positions in batch.embedded.fused.positions]
+        if len(channels) < 2:
+            raise ValueError(
+                f"adversary=taps silences one tap, but this fusion has {len(channels)}: choose a fusion of "
+                "several layers, or adversary=masking."
+            )
+        of_taps = torch.stack([part.mean(dim=1) for part in evidence.split(channels, dim=1)], dim=1)
+        silenced = functional.one_hot(of_taps.argmax(dim=1), len(channels)).to(evidence.dtype)
+        sizes = torch.tensor(channels, device=evidence.device)
+        return 1 - silenced.repeat_interleave(sizes, dim=1)
