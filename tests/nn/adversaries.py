@@ -32,8 +32,9 @@ def embedder(fusion=None, **settings):
     torch.manual_seed(1)
     attention = {"score": tanh_score, "per_tap": False, "jitter": 0.0}
     fusion = fusion or (lambda **sizes: AttentionFusion(**sizes, **attention))
-    settings = {"size": SIZE, "normalize": True, "layer_norm": False, "frozen_batch_norm": False} | settings
-    made = Embedder(Maps(), fusion, **settings)
+    plain = {"size": SIZE, "normalize": True, "layer_norm": False}
+    plain |= {"readout": "projection", "frozen_batch_norm": False}
+    made = Embedder(Maps(), fusion, **(plain | settings))
     if isinstance(made.fusion, AttentionFusion):
         torch.nn.init.normal_(made.fusion.weights)
     return made

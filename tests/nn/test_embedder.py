@@ -19,7 +19,16 @@ def made(fusion=LastMap, **changes):
     return Embedder(
         backbone,
         fusion,
-        **({"size": 7, "normalize": True, "layer_norm": False, "frozen_batch_norm": False} | changes),
+        **(
+            {
+                "size": 7,
+                "normalize": True,
+                "layer_norm": False,
+                "readout": "projection",
+                "frozen_batch_norm": False,
+            }
+            | changes
+        ),
     )
 
 

@@ -1,15 +1,16 @@
-"""Images → embedding: backbone, fusion and one linear layer."""
+"""Images → embedding: backbone, fusion, one linear layer for the loss, and what is deployed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from unseen.nn.backbone import Backbone, FeatureMaps
 from unseen.nn.fusion import Fused
+from unseen.nn.readout import Readout
 
 
 class Embedded(NamedTuple):
@@ -27,7 +28,9 @@ class Embedded(NamedTuple):
 
 
 class Embedder(nn.Module):
-    """`e = W f + b`, then `e / ‖e‖`; between them, if asked for, a layer norm.
+    """In training `e = W f + b`, then `e / ‖e‖`; between them, if asked for, a layer norm.
+
+    In evaluation, the same or the principal components of `f`, brought to length 1: see `Readout`.
 
     Args:
         backbone: images → feature maps.
@@ -36,13 +39,15 @@ class Embedder(nn.Module):
         normalize: divide embeddings by their length.
         layer_norm: bring each embedding to mean 0 and variance 1 over its dimensions, without parameters
             (Zhai & Wu 2019, section 3.3).
+        readout: what evaluation mode gives: the fused `features` along their principal directions, or the
+            `projection` that the loss sees.
         frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
 
     Attributes:
         overrides: of the configuration it was built from by `unseen.embedder`; none for one built of objects.
 
     Raises:
-        ValueError: the size is below 1.
+        ValueError: the size is below 1, or `readout` unknown.
     """
 
     overrides: tuple[str, ...] | None = None
@@ -55,15 +60,19 @@ class Embedder(nn.Module):
         size: int,
         normalize: bool,
         layer_norm: bool,
+        readout: Literal["features", "projection"],
         frozen_batch_norm: bool,
     ) -> None:
         super().__init__()
         if size < 1:
             raise ValueError(f"embedding.size={size}: an embedding has at least 1 dimension.")
+        if readout not in ("features", "projection"):
+            raise ValueError(f"embedding.readout={readout}: choices are features, projection.")
         self.backbone = backbone
         self.fusion = fusion(tap_channels=backbone.tap_channels, final_channels=backbone.final_channels)
         features: int = self.fusion.out_features  # type: ignore[assignment]
         self.projection = nn.Linear(features, size)
+        self.readout = Readout(features, size) if readout == "features" else None
         self.normalize = normalize
         self.layer_norm = layer_norm
         self.frozen_batch_norm = frozen_batch_norm
@@ -74,10 +83,13 @@ class Embedder(nn.Module):
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
         maps = self.backbone(images)
         fused = self.fusion(maps)
-        return Embedded(self.embed_features(fused.features), fused, maps)
+        if self.training or self.readout is None:
+            return Embedded(self.embed_features(fused.features), fused, maps)
+        embedding = self.readout(fused.features)
+        return Embedded(functional.normalize(embedding, dim=1) if self.normalize else embedding, fused, maps)
 
     def embed_features(self, features: Tensor) -> Tensor:
-        """Fused features `(B, D)` → embedding `(B, d)`."""
+        """Fused features `(B, D)` → the embedding that the loss sees, `(B, d)`."""
         embedding: Tensor = self.projection(features)
         if self.layer_norm:
             embedding = functional.layer_norm(embedding.float(), embedding.shape[1:])

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
+from unseen.evaluation.readout import fit_readout
 from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.embedder import Embedded, Embedder
@@ -47,6 +48,8 @@ class MetricLearner(LightningModule):
         self.optimization = optimization
         self.validation = RetrievalMetric(evaluate)
         self._layout = layout
+        # The step after which the readout was last fitted.
+        self._fitted_at = -1
 
     @property
     def progress(self) -> float:
@@ -157,6 +160,24 @@ class MetricLearner(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Freeze the backbone during its warm-up; a pure function of the epoch, so it resumes."""
         self.embedder.freeze_backbone(self.current_epoch < self.optimization.frozen_backbone_epochs)
+
+    def on_validation_epoch_start(self) -> None:
+        """What is validated is what would be deployed."""
+        self._fit_readout()
+
+    def on_train_epoch_end(self) -> None:
+        """Before the last checkpoint is written, what is deployed is fitted to the final weights."""
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self._fit_readout()
+
+    def on_train_end(self) -> None:
+        """Likewise of training that ends otherwise: after a number of steps, a time, or by a callback."""
+        self._fit_readout()
+
+    def _fit_readout(self) -> None:
+        if self._fitted_at != self.global_step:
+            fit_readout(self.embedder, self.trainer.datamodule)  # type: ignore[attr-defined]
+            self._fitted_at = self.global_step
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Embed images of the validation classes in float32, as the measurement does."""
