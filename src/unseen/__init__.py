@@ -1,8 +1,8 @@
 """Deep metric learning that generalises to classes which training never saw.
 
-`unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen.load_runs`
-and `unseen.compare` say what several runs show. `unseen train` and `unseen report` are the same from a
-command line. Everything is imported when it is asked for.
+`unseen.dataset`, `unseen.embedder`, `unseen.fit` and `unseen.evaluate` are the library; `unseen.load` takes
+what was trained into use; `unseen.load_runs` and `unseen.compare` say what several runs show. `unseen train`
+and `unseen report` are the same from a command line. Everything is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unseen.deploy.bundle import load
     from unseen.library import Dataset, Fitted, dataset, embedder, fit
     from unseen.nn.embedder import Embedder
     from unseen.report.comparison import compare
@@ -26,6 +27,7 @@ __all__ = [
     "embedder",
     "evaluate",
     "fit",
+    "load",
     "load_runs",
 ]
 
@@ -33,6 +35,7 @@ _HOMES = {
     "Embedder": "unseen.nn.embedder",
     "compare": "unseen.report.comparison",
     "evaluate": "unseen.retrieval",
+    "load": "unseen.deploy.bundle",
     "load_runs": "unseen.report.runs",
 }
 

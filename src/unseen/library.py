@@ -7,14 +7,12 @@ of the configuration.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
@@ -23,13 +21,12 @@ from torch import Tensor, nn
 
 from unseen.config.build import Given, build, build_embedder
 from unseen.config.command_line import building, config_folder, load_config
+from unseen.config.export import facts_of, parts_of
 from unseen.config.groups import choices
-from unseen.data.batch import Batch
 from unseen.data.collection import ImageCollection, collect
-from unseen.data.images import read_image
-from unseen.data.pixels import ConvertedImages, to_pixels
 from unseen.data.transforms import Transforms
-from unseen.evaluation.embed import embed
+from unseen.deploy.bundle import save
+from unseen.deploy.model import Model
 from unseen.losses import as_metric_loss
 from unseen.losses.weighted_sum import weighted_sum
 from unseen.nn.backbone import Backbone
@@ -89,11 +86,26 @@ class Fitted:
         Raises:
             ValueError: there is no image, or one cannot be read.
         """
-        prepared = (
-            self.transforms.evaluation(torch.from_numpy(pixels).permute(2, 0, 1))
-            for pixels in _pixels(images)
-        )
-        return embed(self.model, _batches(prepared, batch_size)).embeddings.cpu()
+        return self.deployed.embed(images, batch_size)
+
+    @property
+    def deployed(self) -> Model:
+        """The model with its preparation and facts, as a bundle holds it."""
+        return Model(self.model, self.transforms.evaluation, facts_of(self.record))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a bundle, which `unseen.load` reads: weights, preparation, facts and a model card.
+
+        Raises:
+            ValueError: the network has parts that are not of this package, or the folder holds something.
+        """
+        if self.model.overrides is None:
+            raise ValueError(
+                "This network was built of objects; a bundle rebuilds parts of unseen by their names. Build "
+                "it by "
+                "unseen.embedder(…), or save its state_dict by torch."
+            )
+        return save(self.deployed, parts_of(self.record), folder)
 
 
 def dataset(
@@ -297,20 +309,3 @@ def _quoted(path: str | Path) -> str:
 @functools.cache
 def _choices(group: str) -> frozenset[str]:
     return frozenset(choices([config_folder()], group)) - {"collection"}
-
-
-def _batches(images: Iterable[Tensor], size: int) -> Iterator[Batch]:
-    """Images `(3, H, W)` of no known class, as evaluation takes them."""
-    remaining = iter(images)
-    while some := list(islice(remaining, size)):
-        unknown = torch.full((len(some),), -1)
-        yield Batch(torch.stack(some), unknown, unknown)
-
-
-def _pixels(images: Any) -> Iterator[Any]:
-    if hasattr(images, "ndim"):
-        converted = ConvertedImages(images)
-        yield from (converted[row] for row in range(len(images)))
-        return
-    for image in images:
-        yield read_image(Path(image)) if isinstance(image, str | Path) else to_pixels(image)

@@ -1,0 +1,118 @@
+"""From the folder of a finished run to a bundle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from unseen.config.build import build_data, build_embedder
+from unseen.data.module import DataModule
+from unseen.deploy.bundle import load, save
+from unseen.deploy.model import Model
+from unseen.evaluation.embed import embed
+from unseen.nn.embedder import Embedder
+from unseen.tracking.record import RunRecord
+
+CHECKED = 64
+"""Real images that the bundle must embed as the run does."""
+TOLERANCE = 1e-5
+
+
+def export(run: Path, output: Path | None = None) -> Path:
+    """Write the bundle of a run.
+
+    Args:
+        run: its folder, with `record.json` and `checkpoints/`.
+        output: of the bundle; `<run>/bundle` by default.
+
+    Raises:
+        ValueError: the run has not succeeded, its weights are gone, a part is not of this package, or the
+            bundle embeds images of the run otherwise than the run does; nothing is left behind then.
+    """
+    run = run.expanduser().resolve()
+    record = _record(run)
+    config = DictConfig(record.config)
+    bare = config.copy()
+    # All weights come from the checkpoint.
+    bare.backbone.weights = "none"
+    embedder = build_embedder(bare)
+    embedder.load_state_dict(_weights(run, record))
+    embedder.requires_grad_(False).eval()
+    data = build_data(config)
+    model = Model(embedder, data.transforms.evaluation, facts_of(record))
+    folder = save(model, parts_of(record), output or run / "bundle")
+    try:
+        _check(folder, embedder, data)
+    except ValueError:
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def _check(folder: Path, embedder: Embedder, data: DataModule) -> None:
+    """Refuse a bundle that embeds real images of the run otherwise than the run does.
+
+    Raises:
+        ValueError: it does.
+    """
+    rows = data.split.query[:CHECKED]
+    wanted = embed(embedder, data.loader(rows)).embeddings
+    found = load(folder).embed([data.images[int(row)] for row in rows])
+    off = float((found - wanted).abs().max())
+    if not off <= TOLERANCE:
+        raise ValueError(
+            f"'{folder}' would embed images of the run otherwise than the run does (by up to {off:.2g}): the "
+            "images, or the version of a library, have changed since. Train again."
+        )
+
+
+def parts_of(record: RunRecord) -> dict[str, Any]:
+    """How the run's network is built and its images are prepared, as plain data."""
+    config = record.config
+    parts = {name: config[name] for name in ("backbone", "fusion", "embedding")}
+    return {**parts, "preparation": config["transforms"]["evaluation"]}
+
+
+def facts_of(record: RunRecord) -> dict[str, Any]:
+    """What a bundle says of the run, as plain data without NaN."""
+    finite = {
+        split: {name: value for name, value in values.items() if value == value}
+        for split, values in record.metrics.items()
+    }
+    return {
+        **{group: record.choices.get(group) for group in ("data", "loss", "ablation", "fusion", "adversary")},
+        "backbone": record.config["backbone"]["model"],
+        "seed": record.seed,
+        "metrics": finite,
+        "intervals": {split: {k: list(v) for k, v in one.items()} for split, one in record.intervals.items()},
+        "split": record.split,
+        "manifest": record.manifest,
+        "job_key": record.job_key,
+        "initial_weights": record.weights,
+        "finished": record.finished,
+    }
+
+
+def _record(run: Path) -> RunRecord:
+    path = run / "record.json"
+    if not path.is_file():
+        raise ValueError(f"run={run}: there is no record.json in it. Name the folder of a finished run.")
+    record = RunRecord.load(path)
+    if record.status != "success":
+        raise ValueError(f"run={run}: this run ended as '{record.status}'. Run it again, or go on with it.")
+    return record
+
+
+def _weights(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
+    """Those that the run measured: of the epoch that was chosen, else the last."""
+    chosen = run / "checkpoints" / f"{(record.chosen_epoch or 0) - 1:03d}.ckpt"
+    path = chosen if chosen.is_file() else run / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise ValueError(f"run={run}: there is no checkpoint in it ({path.name}). Train again.")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "embedder."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,59 @@
+"""Parts of a network from their description as plain data, without Hydra, and of this package alone."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+TARGET, PARTIAL = "_target_", "_partial_"
+ALLOWED = ("unseen.nn.", "unseen.data.transforms.", "torchvision.transforms.v2.")
+"""Where a description may point: a bundle may come from a stranger, and must not be able to call anything."""
+
+
+def made(description: Any) -> Any:
+    """What a description makes: `{"_target_": "unseen.nn.fusion.PooledTaps", "_partial_": true, …}`.
+
+    Args:
+        description: as Hydra writes it; parts may hold parts.
+
+    Raises:
+        ValueError: a target is not of this package's networks and transforms, or does not exist.
+    """
+    if isinstance(description, list):
+        return [made(item) for item in description]
+    if not isinstance(description, Mapping):
+        return description
+    arguments = {key: made(value) for key, value in description.items() if key not in (TARGET, PARTIAL)}
+    if TARGET not in description:
+        return arguments
+    target = _found(str(description[TARGET]))
+    return functools.partial(target, **arguments) if description.get(PARTIAL) else target(**arguments)
+
+
+def check(description: Any) -> None:
+    """Refuse what `made` would refuse, without making it.
+
+    Raises:
+        ValueError: as `made`.
+    """
+    for value in description.values() if isinstance(description, Mapping) else ():
+        check(value)
+    for value in description if isinstance(description, list) else ():
+        check(value)
+    if isinstance(description, Mapping) and TARGET in description:
+        _found(str(description[TARGET]))
+
+
+def _found(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    if not target.startswith(ALLOWED) or name.startswith("_"):
+        raise ValueError(
+            f"A bundle holds parts of unseen and torchvision alone, not '{target}'. Save the weights of a "
+            "network with parts of your own by torch, and rebuild it in your code."
+        )
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no '{target}' in this version of unseen or torchvision.") from error
