@@ -123,13 +123,16 @@ def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run,
         assert strength == (0 if silent else pytest.approx(formula))
 
 
-FORMS = ["grl", "grl_repaired", "attention", "masking", "erasure", "energy", "posterior", "virtual"]
+FORMS = ["grl", "grl_repaired", "attention", "masking", "taps", "erasure", "energy", "posterior", "virtual"]
 
 
-@pytest.mark.parametrize("loss", ["multi_similarity", "norm_softmax"])
+@pytest.mark.parametrize(
+    ("loss", "precision"), [("multi_similarity", "32-true"), ("norm_softmax", "bf16-mixed")]
+)
 @pytest.mark.parametrize("adversary", FORMS)
-def test_every_form_trains_with_pairs_and_with_proxies(tiny_run, tmp_path, adversary, loss):
+def test_every_form_trains_with_pairs_and_with_proxies(tiny_run, tmp_path, adversary, loss, precision):
     overrides = [f"loss={loss}", "ablation=custom", f"adversary={adversary}", "adversary.silent_epochs=0"]
+    overrides.append(f"trainer.precision={precision}")
     overrides.append("sampler.classes_per_batch=4" if loss == "multi_similarity" else "sampler.batch_size=8")
     run = made(tiny_run, tmp_path, *overrides)
     head = parameters(run.learner.adversary.head)

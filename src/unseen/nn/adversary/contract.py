@@ -149,7 +149,7 @@ class ClassAdversary(nn.Module, ABC):
     def forward(self, batch: AdversaryInput, strength: float) -> AdversaryOutput:
         """The head's cross entropy, and at λ = `strength` > 0 what the features must do about it."""
         features = self.seen_features(batch.embedded)
-        logits = self.head(features.detach())
+        logits = self.head(features.detach()).float()
         loss = functional.cross_entropy(logits, batch.labels)
         if strength > 0:
             loss = loss + self.strike(batch, features, strength)
@@ -166,19 +166,21 @@ class ClassAdversary(nn.Module, ABC):
         """
 
     def seen_features(self, embedded: Embedded) -> Tensor:
-        """`(B, D)` that the head sees, in float32."""
-        return (embedded.fused.features if self.sees == "fused" else embedded.embedding).float()
+        """`(B, D)` that the head sees, of any floating type."""
+        return embedded.fused.features if self.sees == "fused" else embedded.embedding
 
     def as_constant(self, features: Tensor) -> Tensor:
         """Logits `(B, C)` of a head that does not learn from them; their graph leads to the features
         alone."""
         frozen = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
-        return functional_call(self.head, frozen, features)
+        logits: Tensor = functional_call(self.head, frozen, features)
+        return logits.float()
 
     def gradient(self, objective: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        """Of a sum over images, `logits (B, C)` → scalar, at the features, `(B, D)`; without a graph."""
+        """Of a sum over images, `logits (B, C)` → scalar, at the features, `(B, D)`; without a graph,
+        float32."""
         with torch.enable_grad():
-            leaf = features.detach().requires_grad_()
+            leaf = features.detach().float().requires_grad_()
             [gradient] = torch.autograd.grad(objective(self.as_constant(leaf)), leaf)
         return gradient
 

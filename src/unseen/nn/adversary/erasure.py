@@ -63,13 +63,17 @@ class Erasure(SpoilingAdversary):
 
     def forward(self, batch: AdversaryInput, strength: float) -> AdversaryOutput:
         """See `ClassAdversary.forward`; the scatter is followed in silent epochs too."""
-        within, between = scatter(batch.embedded.embedding.detach().float(), batch.labels)
+        with torch.autocast(batch.labels.device.type, enabled=False):
+            self._follow(batch.embedded.embedding.detach().float(), batch.labels)
+        return super().forward(batch, strength)
+
+    def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
+        within, between = scatter(embeddings, labels)
         self.within = torch.lerp(within, self.within, self.momentum)
         self.between = torch.lerp(between, self.between, self.momentum)
         if int(self.steps) % self.every == 0:
             self.basis = fisher_directions(self.within, self.between, self.largest)
         self.steps = self.steps + 1
-        return super().forward(batch, strength)
 
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
         """The embedding without up to `largest` directions."""

@@ -45,8 +45,9 @@ class GradientAdversary(ClassAdversary):
         """What is added to the gradient, but for its length, `(B, D)`: features move against it."""
 
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
-        """A scalar that has the wanted gradient at the features; its value means nothing."""
+        """Zero, with the wanted gradient at the features."""
         [metric] = torch.autograd.grad(batch.metric_loss, features, retain_graph=True)
+        metric = metric.float()
         pull = self.direction(features, batch.labels)
         if self.without_conflict:
             pull = without_conflict(pull, metric)
@@ -55,7 +56,7 @@ class GradientAdversary(ClassAdversary):
         wanted = torch.linalg.vector_norm(metric, dim=dims, keepdim=True)
         # Where one of the two has no gradient there is nothing to be relative to.
         scaled = torch.where(length > 0, pull / length.clamp(min=1e-30) * wanted, 0.0)
-        return strength * (features * scaled).sum()
+        return strength * ((features - features.detach()).float() * scaled).sum()
 
 
 class GradientReversal(GradientAdversary):
@@ -88,7 +89,7 @@ class RandomGradient(GradientAdversary):
 
     def direction(self, features: Tensor, labels: Tensor) -> Tensor:
         """Standard normal."""
-        return torch.randn_like(features)
+        return torch.randn_like(features, dtype=torch.float32)
 
 
 def without_conflict(pull: Tensor, metric: Tensor) -> Tensor:

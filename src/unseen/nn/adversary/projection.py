@@ -59,7 +59,7 @@ class PosteriorConfusion(ClassAdversary):
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
         """λ times the mean divergence, nats."""
         embedding = batch.embedder.embed_features(batch.embedded.fused.features.detach())
-        log_posterior = self.as_constant(embedding.float()).log_softmax(dim=1)
+        log_posterior = self.as_constant(embedding).log_softmax(dim=1)
         classes = log_posterior.shape[1]
         uniform = torch.full_like(log_posterior, 1 / classes)
         return strength * functional.kl_div(log_posterior, uniform, reduction="batchmean")
