@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from sklearn.decomposition import PCA
 
 from unseen.config.build import build
@@ -67,6 +68,15 @@ def test_the_validated_embedding_is_the_one_that_would_be_deployed(tiny_run, tmp
     rows = run.data.split.validation
     images = embed(run.learner.embedder, run.data.loader(rows))
     assert run.evaluate(images.embeddings, images.labels).metrics["map_at_r"] == pytest.approx(logged)
+
+
+def test_averaged_weights_are_validated_and_deployed_with_a_readout_of_their_own(tiny_run, tmp_path):
+    run = made(tiny_run, tmp_path, "trainer.max_epochs=2")
+    run.trainer.callbacks.append(EMAWeightAveraging(decay=0.5))
+    run.trainer.fit(run.learner, datamodule=run.data)
+    held = run.learner.embedder.readout.directions.clone()
+    fit_readout(run.learner.embedder, run.data)
+    torch.testing.assert_close(run.learner.embedder.readout.directions, held, rtol=0, atol=0)
 
 
 def test_without_a_readout_nothing_is_embedded(tiny_run, tmp_path, monkeypatch):

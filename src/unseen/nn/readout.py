@@ -45,7 +45,8 @@ class Readout(nn.Module):
         """
         if not bool(features.isfinite().all()):
             return
-        values = features.to(self.mean.device, torch.float32)
+        # On the CPU, as MPS has neither float64 nor this decomposition.
+        values = features.to("cpu", torch.float32)
         mean = values.mean(dim=0)
         principal = principal_directions(values - mean, len(self.directions))
         self.mean.copy_(mean)

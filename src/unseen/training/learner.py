@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,8 +49,8 @@ class MetricLearner(LightningModule):
         self.optimization = optimization
         self.validation = RetrievalMetric(evaluate)
         self._layout = layout
-        # The step after which the readout was last fitted.
-        self._fitted_at = -1
+        # Sum of the weights that the readout was last fitted to.
+        self._fitted_to = math.nan
 
     @property
     def progress(self) -> float:
@@ -175,9 +176,11 @@ class MetricLearner(LightningModule):
         self._fit_readout()
 
     def _fit_readout(self) -> None:
-        if self._fitted_at != self.global_step:
+        # A callback may have put other weights in place, such as averaged ones, without a step.
+        weights = float(sum(parameter.detach().sum() for parameter in self.embedder.parameters()))
+        if self._fitted_to != weights:
             fit_readout(self.embedder, self.trainer.datamodule)  # type: ignore[attr-defined]
-            self._fitted_at = self.global_step
+            self._fitted_to = weights
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Embed images of the validation classes in float32, as the measurement does."""
