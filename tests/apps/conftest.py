@@ -1,6 +1,8 @@
 """Small jobs of sweeps, and callbacks that make them misbehave."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +62,29 @@ def misbehaving(tmp_path, monkeypatch):
         return given + [f"+callbacks.mine.{key}={value}" for key, value in arguments.items()]
 
     return callback
+
+
+@pytest.fixture
+def start(tmp_path, misbehaving):
+    """`start("sweep", …)`: the command, begun in a folder of its own."""
+    environment = {**os.environ, "COLUMNS": "200"}
+
+    def begin(*words, **more):
+        return subprocess.Popen(
+            [sys.executable, "-m", "unseen", *map(str, words)], cwd=tmp_path, env={**environment, **more},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return begin
+
+
+@pytest.fixture
+def unseen(start):
+    """`unseen("sweep", …)`: status and output."""
+
+    def run(*words, **more):
+        process = start(*words, **more)
+        output, errors = process.communicate(timeout=300)
+        return process.returncode, output + errors
+
+    return run

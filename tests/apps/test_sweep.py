@@ -1,10 +1,7 @@
 """A sweep as a user types it: what is killed goes on, what fails is tried again, nothing is done twice."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,32 +9,6 @@ import pytest
 from unseen.config.freeze import Freezer
 from unseen.sweep.job import State
 from unseen.tracking.record import RunRecord
-
-
-@pytest.fixture
-def start(tmp_path, misbehaving):
-    """`start("sweep", …)`: the command, begun in a folder of its own."""
-    environment = {**os.environ, "COLUMNS": "200"}
-
-    def begin(*words, **more):
-        return subprocess.Popen(
-            [sys.executable, "-m", "unseen", *map(str, words)], cwd=tmp_path, env={**environment, **more},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    return begin
-
-
-@pytest.fixture
-def unseen(start):
-    """`unseen("sweep", …)`: status and output."""
-
-    def run(*words, **more):
-        process = start(*words, **more)
-        output, errors = process.communicate(timeout=300)
-        return process.returncode, output + errors
-
-    return run
 
 
 def records(folder):

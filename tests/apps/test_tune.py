@@ -1,5 +1,6 @@
 """`unseen tune` as a user types it: what it refuses, what a trial looks at, and what it leaves."""
 
+import signal
 import sys
 
 import pytest
@@ -90,3 +91,21 @@ def test_trials_never_look_at_test_classes_and_the_best_becomes_an_experiment(ti
     capsys.readouterr()
     assert tune(typed) == 0  # spent: nothing runs again
     assert "2/2" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_search_and_its_trial_are_killed_and_the_same_command_goes_on(small, unseen, misbehaving, tmp_path):
+    of_jobs = [word for word in small if not word.startswith("sweep_folder")]
+    typed = [*of_jobs, "ablation=gdfl", "protocol=holdout", "protocol.class_fraction=0.5", "trials=2"]
+    typed += ["tune_folder=search", *misbehaving("Dies", marker=tmp_path / "died")]
+    status, output = unseen("tune", *typed)
+    assert status == -signal.SIGKILL, output
+    [study] = (tmp_path / "search").iterdir()
+    [begun] = study.glob("trials/*/checkpoints/last.ckpt")
+    assert not list(study.glob("trials/*/record.json"))
+    status, output = unseen("tune", *typed)
+    assert status == 0, output
+    records = {path.parent: RunRecord.load(path) for path in study.glob("trials/*/record.json")}
+    assert len(records) == 2, "the trial that was killed counts once"
+    assert records[begun.parents[1]].resumed_from.endswith("last.ckpt")
+    assert [record.resumed_from for folder, record in records.items() if folder != begun.parents[1]] == [None]
