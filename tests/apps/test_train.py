@@ -135,6 +135,10 @@ def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
     ("overrides", "words"),
     [
         (["sampler.classes_per_batch=0"], ["classes_per_batch=0", "at least 1"]),
+        (
+            ["loss=triplet", "sampler.images_per_class=1"],
+            ["images_per_class=1", "at least 2", "proxy_anchor"],
+        ),
         (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
         (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
         (["embedding.size=0"], ["embedding.size=0", "at least 1"]),

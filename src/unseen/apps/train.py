@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from unseen.config.command_line import command
@@ -12,9 +16,25 @@ def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from unseen.config.run import run
+    from unseen.training.stopping import Stopped
 
-    record = run(config)
+    try:
+        record = run(config)
+    except Stopped:
+        print(_going_on(Path(config.run_folder)), file=sys.stderr)
+        raise
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
+
+
+def _going_on(folder: Path) -> str:
+    """What is left of a run that was stopped, and the command that goes on with it."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return "Stopped before the first checkpoint."
+    earlier = ("resume_from=", "hydra.run.dir=")
+    words = [word for word in sys.argv[1:] if not word.startswith(earlier)]
+    command = shlex.join(["unseen", "train", *words, f"hydra.run.dir={folder}", f"resume_from={last}"])
+    return f"Stopped. There is a checkpoint; this goes on:\n  {command}"
 
 
 if __name__ == "__main__":

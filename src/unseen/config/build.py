@@ -20,6 +20,7 @@ from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
+from unseen.losses import MetricLoss
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
@@ -142,15 +143,30 @@ def _build_learner(
     embedder = given.embedder or build_embedder(config)
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)
+    made = loss(num_classes=data.num_classes, embedding_size=size)
+    _check_positives(made, config.sampler.get("images_per_class"))
     learner = MetricLearner(
         embedder,
-        loss(num_classes=data.num_classes, embedding_size=size),
+        made,
         _build_adversary(adversary, embedder, size, data.num_classes),
         optimization,
         evaluation,
         channels_last=config.channels_last,
     )
     return learner, data
+
+
+def _check_positives(loss: nn.Module, images_per_class: int | None) -> None:
+    """A loss of pairs learns nothing from batches in which no class comes twice; a memory has the others."""
+    if images_per_class != 1:
+        return
+    for part in loss.modules():
+        if isinstance(part, MetricLoss) and part.compares_pairs and part.memory is None:
+            raise ValueError(
+                f"sampler.images_per_class=1: {type(part.function).__name__} compares images of a class with "
+                "each other, so a batch needs at least 2 of each. Use sampler.images_per_class=2 or more, or "
+                "a loss of proxies such as loss=proxy_anchor."
+            )
 
 
 def build_data(config: DictConfig, collection: ImageCollection | None = None) -> DataModule:

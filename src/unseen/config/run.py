@@ -9,6 +9,7 @@ from unseen.config.command_line import building
 from unseen.config.values import UsageError, check_devices
 from unseen.data.images import ImageError
 from unseen.tracking.record import RunRecord
+from unseen.training.divergence import DivergedError
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
 
@@ -24,8 +25,8 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
         The record; none in the helping processes of a distributed run.
 
     Raises:
-        UsageError: a part refuses what it was given, an image cannot be read, or the run would be another one
-            than the one that was expected.
+        UsageError: a part refuses what it was given, an image cannot be read, training diverges, or
+            the run would be another one than the one that was expected.
     """
     check_devices(config.trainer)
     try:
@@ -38,6 +39,8 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
                     f"frozen (key {expected_key}…, now {made.job_key}). Run the sweep again for new jobs."
                 )
             return execute(made)
+    except DivergedError as error:
+        raise UsageError(str(error)) from error
     except ImageError as error:
         # A loading process puts its traceback before the message.
         message = (

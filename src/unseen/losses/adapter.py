@@ -23,13 +23,18 @@ class MetricLoss(nn.Module):
             pytorch-metric-learning. Its parameters are trained with the network.
         miner: `(embeddings, labels, reference embeddings, reference labels)` → indices of pairs or triplets.
         memory: earlier embeddings to compare the batch with.
+        compares_pairs: whether it compares embeddings with each other and so needs classes with two of them.
 
     Raises:
         ValueError: the function cannot be called with what the miner or the memory finds.
     """
 
     def __init__(
-        self, function: nn.Module, miner: nn.Module | None = None, memory: CrossBatchMemory | None = None
+        self,
+        function: nn.Module,
+        miner: nn.Module | None = None,
+        memory: CrossBatchMemory | None = None,
+        compares_pairs: bool = False,
     ) -> None:
         super().__init__()
         for key, value, count in (("miner", miner, 3), ("memory", memory, 5)):
@@ -41,6 +46,7 @@ class MetricLoss(nn.Module):
         self.function = function
         self.miner = miner
         self.memory = memory
+        self.compares_pairs = compares_pairs
 
     def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """The loss of a batch; zero, still attached to the graph, when no pair or triplet is left in it.
@@ -120,9 +126,9 @@ def pair_loss(
     """
     _check_classes(num_classes)
     if memory is None:
-        return MetricLoss(function, miner)
+        return MetricLoss(function, miner, compares_pairs=True)
     _check_references(function, memory)
-    return MetricLoss(function, miner, memory(embedding_size=embedding_size))
+    return MetricLoss(function, miner, memory(embedding_size=embedding_size), compares_pairs=True)
 
 
 def proxy_loss(

@@ -13,6 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from unseen.training.divergence import DivergedError
+from unseen.training.stopping import StoppedWithinStepError
+
 log = logging.getLogger(__name__)
 
 
@@ -20,6 +23,10 @@ IDENTITY = "unseen"
 """Key of a checkpoint under which it says of which run it is."""
 RANDOM = "random"
 """Key of a checkpoint under which it has the states of PyTorch's generators."""
+
+
+UNTRUSTED = (DivergedError, StoppedWithinStepError)
+"""What ends a run whose weights are no state to go on from."""
 
 
 class Checkpoints(ModelCheckpoint):
@@ -73,6 +80,12 @@ class Checkpoints(ModelCheckpoint):
         if trainer.strategy.broadcast(time.perf_counter() - self._saved >= self.save_every):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._saved = time.perf_counter()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where the run stands, unless its weights are not to be trusted."""
+        if isinstance(exception, UNTRUSTED) or not self._should_save_on_exception(trainer):
+            return
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

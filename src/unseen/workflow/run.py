@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import shlex
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ from unseen.tracking.table import results_table
 from unseen.training.allocator import keep_freed_memory
 from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
+from unseen.training.stopping import Stopped, orderly_stop
 from unseen.training.throughput import Throughput
 from unseen.workflow.draw import draw, projected
 from unseen.workflow.errors import worst_queries
@@ -135,14 +137,15 @@ class Run:
 def execute(run: Run) -> RunRecord | None:
     """Train, measure the test classes once, write the record, draw; loggers are closed whatever happens.
 
-    A run that fails leaves a record too, with its error.
+    A run that fails or is stopped leaves a record too, with its error.
 
     Returns:
         The record; none in the helping processes of a distributed run, which are done when training is.
     """
     status = "failed"
     try:
-        record = _execute(run)
+        with orderly_stop():
+            record = _execute(run)
         status = "success"
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "interrupted"
@@ -162,7 +165,10 @@ def _execute(run: Run) -> RunRecord | None:
     measures = run.evaluation.test and rank_zero_only.rank == 0  # type: ignore[attr-defined]
     untrained = _measure_untrained(run) if measures else None
     with run.timed("train"):
-        run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.resume_from)
+        # A file of a user's own making is no program: nothing is unpickled but plain data.
+        run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.resume_from, weights_only=True)
+        if run.trainer.received_sigterm:  # in the last step of all
+            raise Stopped(signal.SIGTERM)
     if not run.trainer.is_global_zero:
         return None
     chosen_epoch = _restore_chosen(run)

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM end a run in order: training after its step and with a checkpoint, all else at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class Stopped(SystemExit):
+    """A signal ended the run; the status is the shell's for that signal, such as 143 for SIGTERM.
+
+    Args:
+        kind: the signal.
+    """
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(128 + kind)
+        self.kind = signal.Signals(kind)
+
+    def __str__(self) -> str:
+        return self.kind.name
+
+
+class StoppedWithinStepError(Stopped):
+    """Ctrl-C came twice: the step is half made, so no checkpoint may be written of it."""
+
+
+@contextmanager
+def orderly_stop() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM raise `Stopped`; while Lightning trains, when the step is over.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield
+        return
+    asked: list[int] = []
+
+    def on_signal(kind: int, frame: FrameType | None) -> None:
+        # While it trains, Lightning has a handler of its own, which notes SIGTERM and then calls this one.
+        trains = signal.getsignal(signal.SIGTERM) is not on_signal
+        if not trains:
+            raise Stopped(kind)
+        if kind == signal.SIGINT and asked:
+            raise StoppedWithinStepError(kind)
+        if not asked:
+            asked.append(kind)
+            print("\nStops after this step (Ctrl-C again: at once) ...", file=sys.stderr, flush=True)
+            if kind == signal.SIGINT:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = {kind: signal.signal(kind, on_signal) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if asked:  # in the last step of all
+            raise Stopped(asked[0])
+    except SIGTERMException:
+        raise Stopped(asked[0] if asked else signal.SIGTERM) from None
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

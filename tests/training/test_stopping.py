@@ -1,0 +1,73 @@
+"""A signal ends a run after its step, with a record and a checkpoint; NaN ends it at once."""
+
+import json
+import signal
+
+import pytest
+import torch
+from lightning import Callback
+
+from unseen.config.build import build
+from unseen.config.command_line import load_config
+from unseen.training.divergence import DivergedError
+from unseen.training.progress import quiet
+from unseen.workflow.run import execute
+
+SMALL = [
+    "trainer.max_epochs=2", "sampler.classes_per_batch=4", "sampler.images_per_class=2", "pictures=false",
+    "evaluation.probe_classes=0", "evaluation.draws=1", "evaluation.resamples=10",
+]  # fmt: skip
+
+
+class Signals(Callback):
+    """Sends a signal within a step."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == 1:
+            signal.raise_signal(self.kind)
+
+
+class Spoils(Callback):
+    """Makes a gradient NaN within a step."""
+
+    def on_after_backward(self, trainer, learner):
+        if trainer.global_step == 4:
+            next(p for p in learner.parameters() if p.grad is not None).grad.fill_(torch.nan)
+
+
+def ended(tiny_run, folder, callback, kind):
+    run = build(load_config([*tiny_run, *SMALL], run_folder=str(folder)))
+    run.trainer.callbacks.insert(0, callback)
+    with quiet(), pytest.raises(kind) as error:
+        execute(run)
+    return error.value, json.loads((folder / "record.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_its_step(tiny_run, tmp_path, kind, status):
+    before = signal.getsignal(kind)
+    error, record = ended(tiny_run, tmp_path, Signals(kind), SystemExit)
+    assert error.code == status
+    assert record["status"] == "interrupted"
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2, "the step is made, no other begun"
+    [loader] = last["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader["given"] == 2, "no batch is skipped"
+    assert signal.getsignal(kind) is before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_that_are_no_numbers_end_a_run_and_name_the_last_good_checkpoint(tiny_run, tmp_path):
+    error, record = ended(tiny_run, tmp_path, Spoils(), DivergedError)
+    assert record["status"] == "failed"
+    assert "step 5 (epoch 2, batch 2)" in str(error)
+    assert str(tmp_path / "checkpoints") in str(error)
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["global_step"] == 3, "no checkpoint of the step that diverged"
