@@ -186,3 +186,12 @@ def test_what_lightning_refuses_is_said_in_words():
     config = OmegaConf.create({"_target_": "lightning.Trainer", "devices": 0, "accelerator": "cpu"})
     with pytest.raises(UsageError, match="devices=0"), building():
         instantiate(config)
+
+
+@pytest.mark.parametrize("override", ["data.root=~/x", "data.root=/a=b"])
+def test_a_path_that_must_be_quoted_is_shown_quoted(override):
+    key, _, value = override.partition("=")
+    with pytest.raises(UsageError, match="stands in quotes") as error:
+        check_overrides("train", [override])
+    assert f"{key}='{value}'" in str(error.value)
+    check_overrides("train", ["data=folder", f"{key}='{value}'"])

@@ -244,8 +244,16 @@ def _parse(override: str) -> Override:
     except HydraException as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"{override}: cannot be read ({reason}). Wanted key=value or group=choice."
+            f"{override}: cannot be read ({reason}). Wanted key=value or group=choice.{_quoting(override)}"
         ) from error
+
+
+def _quoting(override: str) -> str:
+    """How to type a value that holds what the grammar of overrides needs for itself, such as a path."""
+    key, equals, value = override.partition("=")
+    if not equals or "'" in override:
+        return ""
+    return f""" A value with ~, = or a comma stands in quotes, twice for the shell: "{key}='{value}'\""""
 
 
 def _is_hydras(override: Override) -> bool:
