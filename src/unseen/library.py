@@ -225,6 +225,9 @@ def fit(
     if model.overrides is not None:
         # A loss may ask for embeddings of free length, or for a layer norm.
         model.normalize, model.layer_norm = config.embedding.normalize, config.embedding.layer_norm
+        # Data for networks that start from nothing deploy what the loss sees.
+        if config.embedding.readout == "projection":
+            model.readout = None
     _name_objects(config, loss, adversary)
     given = Given(
         embedder=model,

@@ -195,3 +195,10 @@ def test_a_path_that_must_be_quoted_is_shown_quoted(override):
         check_overrides("train", [override])
     assert f"{key}='{value}'" in str(error.value)
     check_overrides("train", ["data=folder", f"{key}='{value}'"])
+
+
+def test_a_network_that_starts_from_nothing_deploys_what_the_loss_sees_unless_told_otherwise():
+    assert load_config(["data=glyphs"]).embedding.readout == "projection"
+    assert load_config(["data=glyphs", "loss=norm_softmax"]).embedding.readout == "projection"
+    assert load_config(["data=glyphs", "embedding.readout=features"]).embedding.readout == "features"
+    assert load_config(["data=folder", "data.root=/images"]).embedding.readout == "features"
