@@ -102,8 +102,7 @@ class Fitted:
         if self.model.overrides is None:
             raise ValueError(
                 "This network was built of objects; a bundle rebuilds parts of unseen by their names. Build "
-                "it by "
-                "unseen.embedder(…), or save its state_dict by torch."
+                "it by unseen.embedder(…), or save its state_dict by torch."
             )
         return save(self.deployed, parts_of(self.record), folder)
 

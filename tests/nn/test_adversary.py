@@ -337,42 +337,42 @@ def test_a_fusion_that_pools_nothing_is_refused_in_words():
         made("attention")(batch, 0.5)
 
 
-def test_masking_silences_the_channels_with_the_clearest_evidence():
-    adversary, model = made("masking"), embedder()
+def silenced(form):
+    """Fused features, what is left of them, and the evidence of each channel, all by image."""
+    adversary, model = made(form), embedder()
     batch = batch_of(model)
     features = batch.embedded.fused.features
     seen = []
     model.embed_features = lambda masked: seen.append(masked) or model.projection(masked)
     adversary.spoiled(batch, features)
-    count = round(0.3 * FUSED)
-    for image in range(IMAGES):
-        leaf = features[image : image + 1].detach().requires_grad_()
-        logit = adversary.head(leaf)[0, labels()[image]]
-        [gradient] = torch.autograd.grad(logit, leaf)
-        silenced = set((leaf * gradient)[0].topk(count).indices.tolist())
-        assert set((seen[0][image] == 0).nonzero()[:, 0].tolist()) == silenced
-        kept = [d for d in range(FUSED) if d not in silenced]
-        assert torch.equal(seen[0][image, kept], features[image, kept])
-
-
-def test_the_tap_with_the_clearest_evidence_is_silenced_whole():
-    adversary, model = made("taps"), embedder()
-    batch = batch_of(model)
-    features = batch.embedded.fused.features
-    seen = []
-    model.embed_features = lambda masked: seen.append(masked) or model.projection(masked)
-    adversary.spoiled(batch, features)
-    silenced = []
+    evidence = []
     for image in range(IMAGES):
         leaf = features[image : image + 1].detach().requires_grad_()
         [gradient] = torch.autograd.grad(adversary.head(leaf)[0, labels()[image]], leaf)
-        evidence = (leaf * gradient)[0].reshape(len(TAPS), FINAL).mean(1)
-        tap = int(evidence.argmax())
+        evidence.append((leaf * gradient)[0].detach())
+    return features, seen[0], evidence
+
+
+def test_masking_silences_the_channels_with_the_clearest_evidence():
+    features, left, evidence = silenced("masking")
+    count = round(0.3 * FUSED)
+    for image in range(IMAGES):
+        gone = set(evidence[image].topk(count).indices.tolist())
+        assert set((left[image] == 0).nonzero()[:, 0].tolist()) == gone
+        kept = [d for d in range(FUSED) if d not in gone]
+        assert torch.equal(left[image, kept], features[image, kept])
+
+
+def test_the_tap_with_the_clearest_evidence_is_silenced_whole():
+    features, left, evidence = silenced("taps")
+    chosen = []
+    for image in range(IMAGES):
+        tap = int(evidence[image].reshape(len(TAPS), FINAL).mean(1).argmax())
         wanted = features[image].detach().clone()
         wanted[tap * FINAL : (tap + 1) * FINAL] = 0
-        torch.testing.assert_close(seen[0][image], wanted)
-        silenced.append(tap)
-    assert set(silenced) == {0, 1}, "it must depend on the image"
+        torch.testing.assert_close(left[image], wanted)
+        chosen.append(tap)
+    assert set(chosen) == {0, 1}, "it must depend on the image"
 
 
 def test_one_tap_alone_cannot_be_silenced():

@@ -242,10 +242,15 @@ def _parse(override: str) -> Override:
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"{override}: cannot be read ({reason}). Wanted key=value or group=choice.{_quoting(override)}"
-        ) from error
+        raise unreadable(override, error) from error
+
+
+def unreadable(override: str, error: HydraException) -> UsageError:
+    """What is said of an override that the grammar refuses."""
+    reason = str(error).splitlines()[0]
+    return UsageError(
+        f"{override}: cannot be read ({reason}). Wanted key=value or group=choice.{_quoting(override)}"
+    )
 
 
 def _quoting(override: str) -> str:

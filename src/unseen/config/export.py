@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def parts_of(record: RunRecord) -> dict[str, Any]:
 def facts_of(record: RunRecord) -> dict[str, Any]:
     """What a bundle says of the run, as plain data without NaN."""
     finite = {
-        split: {name: value for name, value in values.items() if value == value}
+        split: {name: value for name, value in values.items() if math.isfinite(value)}
         for split, values in record.metrics.items()
     }
     return {

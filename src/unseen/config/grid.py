@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from unseen.config.command_line import check_overrides, config_folder
+from unseen.config.command_line import check_overrides, config_folder, unreadable
 from unseen.config.values import UsageError
 
 NOT_OF_A_JOB = {
@@ -82,8 +82,7 @@ def parse(word: str, place: str) -> Override:
     try:
         override = OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
     except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{word}: cannot be read ({reason}). Wanted key=value or group=choice.") from error
+        raise unreadable(word, error) from error
     for key, remedy in NOT_OF_A_JOB.items():
         if override.key_or_group == key or override.key_or_group.startswith((f"{key}.", f"{key}/")):
             raise UsageError(f"{word}: has no place in a {place}. {remedy}")

@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from unseen.data.split import Split
-from unseen.tracking.record import file_hash, job_key
+from unseen.files import file_hash
+from unseen.tracking.record import job_key
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

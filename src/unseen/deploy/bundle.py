@@ -23,6 +23,7 @@ from torch import nn
 from unseen.deploy.card import model_card
 from unseen.deploy.model import Model
 from unseen.deploy.parts import check, made
+from unseen.files import file_hash
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 
@@ -56,7 +57,7 @@ def save(model: Model, parts: Mapping[str, Any], folder: str | Path) -> Path:
         }
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CARD).write_text(model_card(model.facts, model.size), encoding="utf-8")
-        files = {name: _hash(temporary / name) for name in (WEIGHTS, CARD)}
+        files = {name: file_hash(temporary / name) for name in (WEIGHTS, CARD)}
         content = {
             "format": FORMAT,
             "unseen": version("unseen-dml"),
@@ -121,7 +122,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if _content_hash(content) != wanted:
         raise ValueError(f"'{path}' has changed since the bundle was written. Get the bundle again.")
     for name, known in files.items():
-        if name not in (WEIGHTS, CARD) or not (folder / name).is_file() or _hash(folder / name) != known:
+        if name not in (WEIGHTS, CARD) or not (folder / name).is_file() or file_hash(folder / name) != known:
             raise ValueError(
                 f"'{folder / name}' is missing or has changed since the bundle was written. "
                 "Get the bundle again."
@@ -148,8 +149,3 @@ def _whole(folder: Path) -> Iterator[Path]:
 def _content_hash(content: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in content.items() if key != "hash"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ def model_card(facts: Mapping[str, Any], size: int) -> str:
         "",
         f"{size} dimensions; backbone `{facts.get('backbone', '?')}`, loss `{facts.get('loss', '?')}`, "
         f"seed {facts.get('seed', '?')}. Trained and measured by "
-        "[unseen](https://pypi.org/project/unseen-dml/): no class below was seen in training.",
+        "unseen (`unseen-dml`): no class below was seen in training.",
         "",
         *_table(facts.get("metrics", {}), facts.get("intervals", {})),
         "",

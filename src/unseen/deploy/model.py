@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from unseen.data.images import read_image
 from unseen.data.pixels import ConvertedImages, to_pixels
+from unseen.data.sources.layout import find_images
 from unseen.nn.embedder import Embedder
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Model:
 
 
 def images_of(folder: str | Path) -> list[Path]:
-    """All images below a folder, sorted by path.
+    """All images below a folder, found as `data=folder` finds them, sorted by path.
 
     Raises:
         ValueError: there is no such folder.
@@ -79,7 +78,7 @@ def images_of(folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder. For single files give a list: [path].")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [folder / path for path in find_images(folder, folder)]
 
 
 def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -166,12 +166,6 @@ def flattened(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
             yield key, value
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _from_json(content: dict[str, Any]) -> RunRecord:
     required = {
         entry.name

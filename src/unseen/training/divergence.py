@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class StopsAtNaN(Callback):
         gradients = [] if scaled else [p.grad for p in pl_module.parameters() if p.grad is not None]
         length = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         loss, length = torch.stack([self._loss.float(), length.to(self._loss.device).float()]).tolist()
-        if not all(map(_is_finite, (loss, length))):
+        if not all(map(math.isfinite, (loss, length))):
             raise DivergedError(self._words(trainer, loss, length))
 
     def _words(self, trainer: Trainer, loss: float, length: float) -> str:
@@ -63,10 +64,6 @@ class StopsAtNaN(Callback):
             f"of manifest.csv are its images; {go_on}. Lower optimizer.learning_rates.*, or "
             "trainer.gradient_clip_val."
         )
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0
 
 
 def last_finite(trainer: Trainer) -> Path | None:

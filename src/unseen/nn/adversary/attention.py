@@ -13,8 +13,7 @@ from unseen.nn.adversary.spoiling import SpoilingAdversary
 from unseen.nn.fusion import Fused, pooled_by
 
 Direction = Callable[[Tensor], Tensor]
-"""Gradients at the scores, `(B, P)` over the positions of all taps → where the scores go, of the same
-shape."""
+"""Gradients at the scores, `(B, P)` over the positions of all taps → where the scores go, `(B, P)`."""
 
 
 def toward_confusion(gradient: Tensor) -> Tensor:
@@ -50,14 +49,14 @@ class AdversarialAttention(SpoilingAdversary):
         ValueError: `step` is not positive, or it sees the embedding.
     """
 
+    sees_only = "fused"
+
     def __init__(
         self, in_features: int, num_classes: int, *, step: float, direction: Direction, **settings: Any
     ) -> None:
         super().__init__(in_features, num_classes, **settings)
         if not step > 0:
             raise ValueError(f"step={step}: attention moves by a positive step η.")
-        if self.sees != "fused":
-            raise ValueError(f"sees={self.sees!r}: an adversary of the attention sees 'fused' features.")
         self.step = step
         self.direction = direction
 
@@ -67,8 +66,7 @@ class AdversarialAttention(SpoilingAdversary):
         if not fused.positions:
             raise ValueError(
                 "This fusion pools no positions, so an adversary of the attention has nothing to move: let "
-                "it give "
-                "`positions` and `scores`, or choose adversary=masking."
+                "it give `positions` and `scores`, or choose adversary=masking."
             )
         sizes = [scores.shape[1] for scores in fused.scores]
         moved = self.direction(at_scores(self.gradient(entropy, features), fused))

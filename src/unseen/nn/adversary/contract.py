@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +112,11 @@ class ClassAdversary(nn.Module, ABC):
         sees: what the head sees: the `fused` features or the `embedding`.
 
     Raises:
-        ValueError: a number is out of range, or `sees` unknown.
+        ValueError: a number is out of range, or `sees` is unknown or not what this form can see.
     """
+
+    sees_only: ClassVar[str | None] = None
+    """What a form must see; none where it may see either."""
 
     def __init__(
         self,
@@ -135,6 +138,8 @@ class ClassAdversary(nn.Module, ABC):
             raise ValueError(f"silent_epochs={silent_epochs}: wanted 0 or more.")
         if sees not in ("fused", "embedding"):
             raise ValueError(f"sees={sees!r}: the adversary sees 'fused' or 'embedding'.")
+        if self.sees_only not in (None, sees):
+            raise ValueError(f"sees={sees!r}: {type(self).__name__} can only see '{self.sees_only}'.")
         if not strength(1.0) >= 0:
             raise ValueError(f"strength.maximum={strength(1.0)}: λ is not negative.")
         self.head = CosineHead(in_features, num_classes, hidden=hidden, scale=scale)
@@ -170,15 +175,13 @@ class ClassAdversary(nn.Module, ABC):
         return embedded.fused.features if self.sees == "fused" else embedded.embedding
 
     def as_constant(self, features: Tensor) -> Tensor:
-        """Logits `(B, C)` of a head that does not learn from them; their graph leads to the features
-        alone."""
+        """Logits `(B, C)` of a head that does not learn from them: their graph leads to the features."""
         frozen = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
         logits: Tensor = functional_call(self.head, frozen, features)
         return logits.float()
 
     def gradient(self, objective: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        """Of a sum over images, `logits (B, C)` → scalar, at the features, `(B, D)`; without a graph,
-        float32."""
+        """Of a sum over images, `logits (B, C)` → scalar: at the features, `(B, D)` float32, no graph."""
         with torch.enable_grad():
             leaf = features.detach().float().requires_grad_()
             [gradient] = torch.autograd.grad(objective(self.as_constant(leaf)), leaf)

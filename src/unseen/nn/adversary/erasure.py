@@ -30,6 +30,7 @@ class Erasure(SpoilingAdversary):
         ValueError: a number is out of range, or it sees the fused features.
     """
 
+    sees_only = "embedding"
     within: Tensor
     between: Tensor
     basis: Tensor
@@ -47,8 +48,6 @@ class Erasure(SpoilingAdversary):
         **settings: Any,
     ) -> None:
         super().__init__(in_features, num_classes, **settings)
-        if self.sees != "embedding":
-            raise ValueError(f"sees={self.sees!r}: erasure is of directions of the 'embedding'.")
         if not 1 <= largest < in_features:
             raise ValueError(f"largest={largest}: wanted a rank from 1 to {in_features - 1}.")
         if not 0 <= momentum < 1:
@@ -79,8 +78,7 @@ class Erasure(SpoilingAdversary):
         """The embedding without up to `largest` directions."""
         rank = int(torch.randint(1, self.largest + 1, ()))
         basis = torch.linalg.qr(torch.randn_like(self.basis)).Q if self.random_frame else self.basis
-        # Of orthonormal columns the first r span the r leading directions: each is orthogonal to those
-        # before.
+        # The first r columns span the r leading directions.
         chosen = basis[:, :rank]
         erased = features - (features @ chosen) @ chosen.T
         return functional.normalize(erased, dim=1) if batch.embedder.normalize else erased

@@ -1,7 +1,7 @@
 """Adversaries that add a gradient of their own at the features: reversal, confusion, and their controls.
 
-Their strength ρ is relative. An absolute λ is either inert or collapses training: at 0.01 a reversed gradient
-was 1/75 of the metric loss's, from 0.03 on training broke.
+Their strength ρ is relative: metric losses differ in the length of their gradients, and a mined one leaves
+little of it late, so that an absolute λ is either inert or collapses training.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ class _Masking(SpoilingAdversary):
         ValueError: it sees the embedding.
     """
 
+    sees_only = "fused"
+
     def __init__(self, in_features: int, num_classes: int, *, evidence: Evidence, **settings: Any) -> None:
         super().__init__(in_features, num_classes, **settings)
-        if self.sees != "fused":
-            raise ValueError(f"sees={self.sees!r}: an adversary that masks features sees 'fused' ones.")
         self.evidence = evidence
 
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:

@@ -51,10 +51,7 @@ class PosteriorConfusion(ClassAdversary):
         ValueError: it sees the fused features.
     """
 
-    def __init__(self, in_features: int, num_classes: int, **settings: Any) -> None:
-        super().__init__(in_features, num_classes, **settings)
-        if self.sees != "embedding":
-            raise ValueError(f"sees={self.sees!r}: confusion at the projection sees the 'embedding'.")
+    sees_only = "embedding"
 
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
         """λ times the mean divergence, nats."""
