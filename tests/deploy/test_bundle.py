@@ -160,7 +160,8 @@ def test_a_run_that_held_classes_out_gives_thresholds(tiny_run, tmp_path):
     model = unseen.load(export(run.folder))
     rows = run.data.split.validation
     found = embed(run.learner.embedder, run.data.loader(rows))
-    similarities = (found.embeddings @ found.embeddings.T).numpy()
+    vectors = found.embeddings.double()
+    similarities = (vectors @ vectors.T).numpy()
     different = similarities[(found.labels[:, None] != found.labels).numpy()]
     for rate, entry in zip((0.1, 0.01), model.facts["thresholds"]["same"], strict=False):
         assert (different >= entry["threshold"]).mean() <= rate

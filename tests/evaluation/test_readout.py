@@ -1,8 +1,10 @@
-"""The readout is fitted on training images alone, always the same ones, and without their labels."""
+"""The readout is fitted on training images alone, always the same ones, and several of a class."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from sklearn.decomposition import PCA
 
@@ -10,7 +12,7 @@ from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.evaluation import readout as module
 from unseen.evaluation.embed import embed
-from unseen.evaluation.readout import fit_readout
+from unseen.evaluation.readout import balanced_sample, fit_readout
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +23,7 @@ def made(tiny_run, folder, *overrides):
 
 
 def test_it_takes_the_principal_components_of_the_training_images(tiny_run, tmp_path):
-    run = made(tiny_run, tmp_path)
+    run = made(tiny_run, tmp_path, "embedding.whitening=null")
     embedder, rows = run.learner.embedder, run.data.split.train
     weights = {name: value.clone() for name, value in embedder.state_dict().items() if "readout" not in name}
     embedder.train()
@@ -35,7 +37,7 @@ def test_it_takes_the_principal_components_of_the_training_images(tiny_run, tmp_
     np.testing.assert_allclose(shared, 1, atol=1e-3)
 
 
-def test_labels_and_other_images_do_not_matter_and_the_sample_is_bounded(tiny_run, tmp_path, monkeypatch):
+def test_other_images_do_not_matter_and_the_sample_is_bounded(tiny_run, tmp_path, monkeypatch):
     run = made(tiny_run, tmp_path)
     monkeypatch.setattr(module, "AT_LEAST", 12)
     seen = []
@@ -47,6 +49,23 @@ def test_labels_and_other_images_do_not_matter_and_the_sample_is_bounded(tiny_ru
     assert len(first) == 12
     assert np.array_equal(first, second)
     assert set(first) <= set(run.data.split.train)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(1, 60))
+def test_a_sample_holds_as_many_of_each_class_and_several(labels, count):
+    labels = np.array(labels) * 7
+    sample = balanced_sample(labels, count)
+    assert len(set(sample.tolist())) == len(sample)
+    assert sample.tolist() == sorted(sample.tolist())
+    names = np.unique(labels)
+    taken = {name: int((labels[sample] == name).sum()) for name in names}
+    drawn = [name for name in names if taken[name]]
+    assert len(drawn) == min(len(names), max(1, count // 4))
+    assert len(sample) == min(count, sum(int((labels == name).sum()) for name in drawn))
+    most = max(taken.values())
+    for name in drawn:  # fewer only where there are no more
+        assert taken[name] >= most - 1 or taken[name] == (labels == name).sum()
 
 
 def test_training_ends_with_the_readout_of_its_final_weights_and_the_checkpoint_holds_it(tiny_run, tmp_path):

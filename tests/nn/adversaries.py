@@ -33,7 +33,7 @@ def embedder(fusion=None, **settings):
     attention = {"score": tanh_score, "per_tap": False, "jitter": 0.0}
     fusion = fusion or (lambda **sizes: AttentionFusion(**sizes, **attention))
     plain = {"size": SIZE, "normalize": True, "layer_norm": False}
-    plain |= {"readout": "projection", "frozen_batch_norm": False}
+    plain |= {"readout": "projection", "whitening": None, "frozen_batch_norm": False}
     made = Embedder(Maps(), fusion, **(plain | settings))
     if isinstance(made.fusion, AttentionFusion):
         torch.nn.init.normal_(made.fusion.weights)

@@ -25,6 +25,7 @@ def made(fusion=LastMap, **changes):
                 "normalize": True,
                 "layer_norm": False,
                 "readout": "projection",
+                "whitening": 1.0,
                 "frozen_batch_norm": False,
             }
             | changes

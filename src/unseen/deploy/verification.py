@@ -60,8 +60,8 @@ def verify(
         above it; `false_rejects`, the share of `same` below it. The last entry is where both are equal.
     """
     ordered_same, ordered = np.sort(same), np.sort(different)
-    thresholds = [_lowest(ordered, rate) for rate in rates]
     candidates = np.unique(np.concatenate([ordered_same, ordered]))
+    thresholds = [_lowest(ordered, candidates, rate) for rate in rates]
     accepts = 1 - np.searchsorted(ordered, candidates) / len(ordered)
     rejects = np.searchsorted(ordered_same, candidates) / len(ordered_same)
     thresholds.append(float(candidates[np.argmin(np.abs(accepts - rejects))]))
@@ -102,7 +102,7 @@ def identify(
     is_right = labels[gallery[nearest]] == labels
     found = []
     for rate in rates:
-        threshold = _lowest(np.sort(top[unknown]), rate)
+        threshold = _lowest(np.sort(top[unknown]), np.unique(top), rate)
         found.append(
             {
                 "threshold": threshold,
@@ -113,10 +113,14 @@ def identify(
     return found
 
 
-def _lowest(ordered: NDArray[np.float64], rate: float) -> float:
-    """The lowest threshold that at most this share of ascending values reaches."""
+def _lowest(ordered: NDArray[np.float64], values: NDArray[np.float64], rate: float) -> float:
+    """The lowest threshold that at most a share of ascending values reaches.
+
+    It lies halfway to the next higher of all `values`, so that rounding does not decide.
+    """
     allowed = int(rate * len(ordered))
     if allowed >= len(ordered):
         return float(ordered[0])
-    # Just above the largest value that must stay below.
-    return float(np.nextafter(ordered[len(ordered) - 1 - allowed], np.inf))
+    below = float(ordered[len(ordered) - 1 - allowed])
+    higher = values[values > below]
+    return (below + float(higher[0])) / 2 if len(higher) else float(np.nextafter(below, np.inf))

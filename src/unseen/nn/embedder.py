@@ -30,7 +30,8 @@ class Embedded(NamedTuple):
 class Embedder(nn.Module):
     """In training `e = W f + b`, then `e / ‖e‖`; between them, if asked for, a layer norm.
 
-    In evaluation, the same or the principal components of `f`, brought to length 1: see `Readout`.
+    In evaluation, the same or the features `f` themselves, in d dimensions and brought to length 1: see
+    `Readout`.
 
     Args:
         backbone: images → feature maps.
@@ -41,13 +42,14 @@ class Embedder(nn.Module):
             (Zhai & Wu 2019, section 3.3).
         readout: what evaluation mode gives: the fused `features` along their principal directions, or the
             `projection` that the loss sees.
+        whitening: of the features' readout; see `Readout`.
         frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
 
     Attributes:
         overrides: of the configuration it was built from by `unseen.embedder`; none for one built of objects.
 
     Raises:
-        ValueError: the size is below 1, or `readout` unknown.
+        ValueError: the size is below 1, `readout` unknown, or `whitening` not above 0.
     """
 
     overrides: tuple[str, ...] | None = None
@@ -61,6 +63,7 @@ class Embedder(nn.Module):
         normalize: bool,
         layer_norm: bool,
         readout: Literal["features", "projection"],
+        whitening: float | None,
         frozen_batch_norm: bool,
     ) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class Embedder(nn.Module):
         self.fusion = fusion(tap_channels=backbone.tap_channels, final_channels=backbone.final_channels)
         features: int = self.fusion.out_features  # type: ignore[assignment]
         self.projection = nn.Linear(features, size)
-        self.readout = Readout(features, size) if readout == "features" else None
+        self.readout = Readout(features, size, whitening) if readout == "features" else None
         self.normalize = normalize
         self.layer_norm = layer_norm
         self.frozen_batch_norm = frozen_batch_norm

@@ -7,27 +7,39 @@ from torch import Tensor, nn
 
 
 class Readout(nn.Module):
-    """`e = P (f − m)`: the fused features along their principal directions.
+    """`e = T P (f − m)`: the fused features along their principal directions, evened out within classes.
 
     The loss sees a learned projection of the fused features. That layer is the furthest from the pretrained
     network and nearest to the loss, and it forgets what the seen classes do not need; the features before it
     keep more. So the projection is for training, and what is deployed are the features, brought to the same
-    size by principal components of training images, for which labels are not used (Bordes et al. 2023,
-    "Guillotine regularization", arXiv:2206.13378, of self-supervised learning; Jégou & Chum 2012 of principal
-    components in retrieval).
+    size by principal components of training images (Bordes et al. 2023, "Guillotine regularization",
+    arXiv:2206.13378, of self-supervised learning; Jégou & Chum 2012 of principal components in retrieval).
 
-    Until `fit`, m is zero and P random.
+    `T = (S_W / τ + w I)^(−1/2)` with the scatter `S_W` of `P (f − m)` within classes and `τ = tr(S_W) / d`
+    makes directions count less in which images of one class differ: light, pose, background, whatever the
+    classes. It is the within-class covariance normalisation of Hatch et al. (2006, "Within-class covariance
+    normalization for SVM-based speaker recognition", of unseen speakers), shrunk.
+
+    Until `fit`, m is zero, P random and T left out.
 
     Args:
         in_features: D.
         size: d; dimensions beyond D stay zero.
+        whitening: w, in units of the mean variance within classes: the smaller, the more directions are
+            evened out. None leaves T out.
+
+    Raises:
+        ValueError: `whitening` is not above 0.
     """
 
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, in_features: int, size: int) -> None:
+    def __init__(self, in_features: int, size: int, whitening: float | None = None) -> None:
         super().__init__()
+        if whitening is not None and not whitening > 0:
+            raise ValueError(f"embedding.whitening={whitening}: wanted a number above 0, or null for none.")
+        self.whitening = whitening
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("directions", _completed(torch.zeros(in_features, 0), size))
 
@@ -36,12 +48,16 @@ class Readout(nn.Module):
         return (features.float() - self.mean) @ self.directions.T
 
     @torch.no_grad()
-    def fit(self, features: Tensor) -> None:
-        """Take mean and principal directions of fused features `(N, D)`.
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        """Take mean, principal directions and scatter within classes.
 
         Where N − 1 < d, random directions at right angles to the principal ones complete them: what varies
         little among few images may still tell other classes apart. Features that are not finite, as after
-        training that diverged, change nothing.
+        training that diverged, change nothing. Where no class has two images, T is left out.
+
+        Args:
+            features: fused, `(N, D)`.
+            labels: `(N,)`; only for T.
         """
         if not bool(features.isfinite().all()):
             return
@@ -50,7 +66,11 @@ class Readout(nn.Module):
         mean = values.mean(dim=0)
         principal = principal_directions(values - mean, len(self.directions))
         self.mean.copy_(mean)
-        self.directions.copy_(_completed(principal.T, len(self.directions)))
+        directions = _completed(principal.T, len(self.directions))
+        if self.whitening is not None:
+            even = evening((values - mean) @ directions.T, labels.cpu(), self.whitening)
+            directions = (even @ directions.double()).float()
+        self.directions.copy_(directions)
 
 
 def principal_directions(centred: Tensor, count: int) -> Tensor:
@@ -66,6 +86,27 @@ def principal_directions(centred: Tensor, count: int) -> Tensor:
     leading = vectors[:, spanned].flip(1)[:, :count]
     # Once more orthonormal: each direction is a sum of many values, divided by a length that may be small.
     return torch.linalg.qr(values.T @ leading).Q.T.float()
+
+
+def evening(values: Tensor, labels: Tensor, whitening: float) -> Tensor:
+    """`(S_W / τ + w I)^(−1/2)`, `(d, d)` float64; see `Readout`.
+
+    Args:
+        values: `(N, d)`.
+        labels: `(N,)`; `S_W` is pooled over classes, with N − C degrees of freedom.
+        whitening: w.
+    """
+    classes = labels.unique(return_inverse=True)[1]
+    counts = classes.bincount().double()
+    sums = values.new_zeros(len(counts), values.shape[1], dtype=torch.float64)
+    means = sums.index_add(0, classes, values.double()) / counts[:, None]
+    within = values.double() - means[classes]
+    identity = torch.eye(values.shape[1], dtype=torch.float64)
+    mean_variance = within.square().sum() / values.shape[1]
+    if len(counts) == len(labels) or mean_variance == 0:
+        return identity
+    variances, vectors = torch.linalg.eigh(within.T @ within / mean_variance + whitening * identity)
+    return (vectors * variances**-0.5) @ vectors.T
 
 
 def _completed(columns: Tensor, size: int) -> Tensor:
