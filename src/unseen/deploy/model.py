@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unseen.data.images import read_image
+from unseen.data.images import Pixels, in_order, read_image
 from unseen.data.pixels import ConvertedImages, to_pixels
 from unseen.data.sources.layout import find_images
 from unseen.nn.embedder import Embedder
@@ -56,17 +55,51 @@ class Model:
         """
         if isinstance(images, str | Path):
             images = images_of(images)
-        device = next(self.embedder.parameters()).device
-        prepared = (self.preparation(torch.from_numpy(one).permute(2, 0, 1)) for one in _pixels(images))
-        found = [self._embedded(batch, device) for batch in _batches(prepared, batch_size)]
+        found = list(self.embed_batches(len(images), _reader(images), batch_size))
         if not found:
             raise ValueError("There are no images to embed.")
         return torch.cat(found)
 
+    def embed_batches(
+        self, count: int, read: Callable[[int], Pixels], batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        """Embed images `0 … count − 1`, read and prepared by threads while the network computes.
+
+        Args:
+            count: of the images.
+            read: position → `(H, W, 3)` uint8.
+            batch_size: images at a time.
+
+        Yields:
+            `(B, d)` float32 on the CPU, in order.
+        """
+
+        def prepared(start: int) -> Tensor:
+            return torch.stack(
+                [self.prepare(read(row)) for row in range(start, min(count, start + batch_size))]
+            )
+
+        for batch in in_order(prepared, range(0, count, batch_size)):
+            yield self.embed_prepared(batch)
+
+    def prepare(self, pixels: Pixels) -> Tensor:
+        """`(H, W, 3)` uint8 → `(3, S, S)`, as in evaluation."""
+        image: Tensor = self.preparation(torch.from_numpy(pixels).permute(2, 0, 1))
+        return image
+
     @torch.inference_mode()
-    def _embedded(self, batch: Tensor, device: torch.device) -> Tensor:
+    def embed_prepared(self, batch: Tensor) -> Tensor:
+        """Prepared images `(B, 3, S, S)` → `(B, d)` float32 on the CPU."""
+        device = next(self.embedder.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.embedder(batch.to(device)).embedding.float().cpu()
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def images_of(folder: str | Path) -> list[Path]:
@@ -81,16 +114,14 @@ def images_of(folder: str | Path) -> list[Path]:
     return [folder / path for path in find_images(folder, folder)]
 
 
-def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    remaining = iter(images)
-    while some := list(islice(remaining, size)):
-        yield torch.stack(some)
-
-
-def _pixels(images: Any) -> Iterator[Any]:
+def _reader(images: Any) -> Callable[[int], Pixels]:
+    """Position → pixels, whatever holds the images."""
     if hasattr(images, "ndim"):
-        converted = ConvertedImages(images)
-        yield from (converted[row] for row in range(len(images)))
-        return
-    for image in images:
-        yield read_image(Path(image)) if isinstance(image, str | Path) else to_pixels(image)
+        return ConvertedImages(images).__getitem__
+    known = list(images)
+
+    def read(row: int) -> Pixels:
+        image = known[row]
+        return read_image(Path(image)) if isinstance(image, str | Path) else to_pixels(image)
+
+    return read

@@ -1,0 +1,130 @@
+"""Embed many images into a gallery: what is there already is skipped, what cannot be read is listed."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unseen.data.images import ImageError, PassingError, in_order
+from unseen.deploy.gallery import MODIFIED, PATH, Gallery
+from unseen.deploy.listing import INSIDE, Listing, read_place
+from unseen.deploy.model import Model
+from unseen.files import replacing
+
+SEGMENT = 2048
+"""Images that are saved at a time: what a crash can lose."""
+UNREADABLE = "unreadable.csv"
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the images of a listing.
+
+    Args:
+        embedded: how many are new in the gallery, or were embedded again as their file had changed.
+        known: how many were there already.
+        unreadable: place → why it could not be read; also in `unreadable.csv` of the gallery's folder.
+    """
+
+    embedded: int
+    known: int
+    unreadable: dict[str, str]
+
+
+def embed_images(
+    model: Model, listing: Listing, folder: str | Path, *, batch_size: int, progress: Progress
+) -> Outcome:
+    """Embed images into a gallery, a new one or one of the same bundle, saved piece by piece.
+
+    After a crash the same call goes on: images that are saved, and whose file has not changed since, are
+    skipped.
+
+    Args:
+        model: loaded from a bundle.
+        listing: of the images.
+        folder: of the gallery.
+        batch_size: images at a time.
+        progress: called with the number of images that are done, once for each batch.
+
+    Raises:
+        ValueError: the gallery is of another bundle, or is being changed by another process.
+        PassingError: an image cannot be read now, because of this machine.
+    """
+    gallery = Gallery.create(folder, str(model.facts["bundle"]), model.size)
+    changed = [_modified(place) for place in listing.places]
+    known = gallery.known()
+    # A place that is listed twice is one image.
+    first = {place: row for row, place in reversed(list(enumerate(listing.places)))}
+    todo = [
+        row
+        for place, row in sorted(first.items(), key=lambda item: item[1])
+        if place not in known or known[place].modified != changed[row]
+    ]
+    progress(len(listing) - len(todo))
+    unreadable: dict[str, str] = {}
+    embedded = 0
+    for start in range(0, len(todo), SEGMENT):
+        segment = todo[start : start + SEGMENT]
+        parts, rows = [], []
+        for batch, good, problems in _batches(model, listing, segment, batch_size):
+            if good:
+                parts.append(model.embed_prepared(batch).numpy())
+            rows += good
+            unreadable |= problems
+            progress(len(good) + len(problems))
+        if rows:
+            columns = {name: [values[row] for row in rows] for name, values in listing.columns.items()}
+            columns |= {PATH: [listing.places[row] for row in rows], MODIFIED: [changed[row] for row in rows]}
+            replaced = [known[place].id for place in columns[PATH] if place in known]
+            gallery.append(np.concatenate(parts), columns, replaced)
+            embedded += len(rows)
+    gallery.tidy()
+    _write_unreadable(gallery.folder / UNREADABLE, unreadable)
+    return Outcome(embedded, len(first) - len(todo), unreadable)
+
+
+Prepared = tuple[Tensor, list[int], dict[str, str]]
+
+
+def _batches(model: Model, listing: Listing, rows: list[int], batch_size: int) -> Iterator[Prepared]:
+    def prepared(start: int) -> Prepared:
+        good, images, problems = [], [], {}
+        for row in rows[start : start + batch_size]:
+            place = listing.places[row]
+            try:
+                images.append(model.prepare(read_place(place)))
+                good.append(row)
+            except PassingError:
+                raise
+            except ImageError as error:
+                problems[place] = str(error)
+        return torch.stack(images) if images else torch.empty(0), good, problems
+
+    return in_order(prepared, range(0, len(rows), batch_size))
+
+
+def _modified(place: str) -> str:
+    """When a file was changed and how large it is; of a tar file, for all that lies in it."""
+    try:
+        status = os.stat(place.partition(INSIDE)[0])
+    except OSError:
+        return ""
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def _write_unreadable(path: Path, unreadable: dict[str, str]) -> None:
+    if not unreadable:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "reason"])
+        writer.writerows(unreadable.items())

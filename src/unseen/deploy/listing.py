@@ -1,0 +1,183 @@
+"""Images to embed, wherever they lie: a folder, a table, tar files → places and what is known of each."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from unseen.data.images import ImageError, Pixels, read_image, to_rgb
+from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images
+
+INSIDE = "::"
+"""Between a tar file and what lies in it: `shard-000.tar::0001.jpg`."""
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images in a fixed order.
+
+    Args:
+        places: path of a file, absolute, or `<tar>::<member>`.
+        columns: name → one text for each image, empty where nothing is known; `label` always.
+    """
+
+    places: list[str]
+    columns: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def list_images(source: str | Path) -> Listing:
+    """All images of a source.
+
+    Args:
+        source: a folder (the label is the name of the folder directly inside it that holds the image); a
+            folder of tar files, or one, as WebDataset writes them (the label is what `.cls` or `.txt` of the
+            same key says, or `label` in `.json`, whose other plain values become columns); a `.csv` or a
+            `.parquet` with `path` (relative to the table's folder), optionally `label`, and any others.
+
+    Raises:
+        ValueError: there is no such source, it holds no image, or a table has no `path`.
+    """
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise ValueError(f"images={source}: there is no such folder or file (looked in '{Path.cwd()}').")
+    listing = _read(path)
+    if not listing.places:
+        raise ValueError(f"images={source}: there are no images in it ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return listing
+
+
+def read_place(place: str) -> Pixels:
+    """The image `(H, W, 3)` uint8 at a place of a listing.
+
+    Raises:
+        ImageError: it cannot be read; the message names it.
+        PassingError: the cause is this machine, not the image.
+    """
+    archive, inside, member = place.partition(INSIDE)
+    if not inside:
+        return read_image(Path(place))
+    try:
+        offset, size = _members(Path(archive))[member]
+        with open(archive, "rb") as file:
+            file.seek(offset)
+            image = Image.open(io.BytesIO(file.read(size)))
+        image.load()
+        return np.array(to_rgb(ImageOps.exif_transpose(image)))
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+        raise ImageError(f"Image '{place}' cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _read(path: Path) -> Listing:
+    if path.is_dir():
+        archives = sorted(path.glob("*.tar"))
+        return _of_archives(archives) if archives else _of_folder(path)
+    if path.suffix == ".tar":
+        return _of_archives([path])
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            return _of_table(path, {name: [] for name in reader.fieldnames or ()}, reader)
+    if path.suffix == ".parquet":
+        table = pyarrow().parquet.read_table(path)
+        return _of_table(path, {name: [] for name in table.column_names}, table.to_pylist())
+    raise ValueError(f"images={path}: wanted a folder, a .csv, a .parquet or a .tar.")
+
+
+def _of_folder(folder: Path) -> Listing:
+    found = find_images(folder, folder)
+    labels = [PurePosixPath(name).parts[0] if "/" in name else "" for name in found]
+    return Listing([str(folder / name) for name in found], {LABEL: labels})
+
+
+def _of_table(path: Path, columns: dict[str, list[str]], rows: object) -> Listing:
+    if "path" not in columns:
+        raise ValueError(f"'{path}' has the columns {', '.join(columns) or '(none)'}; 'path' is missing.")
+    for row in rows:  # type: ignore[attr-defined]
+        for name, values in columns.items():
+            values.append("" if row[name] is None else str(row[name]))
+    places = [name if INSIDE in name else str(path.parent / name) for name in columns.pop("path")]
+    return Listing(places, {LABEL: [""] * len(places), **columns})
+
+
+def _of_archives(archives: list[Path]) -> Listing:
+    places: list[str] = []
+    known: list[dict[str, str]] = []
+    for archive in archives:
+        for place, facts in _samples(archive):
+            places.append(place)
+            known.append(facts)
+    names = dict.fromkeys([LABEL, *(name for facts in known for name in facts)])
+    return Listing(places, {name: [facts.get(name, "") for facts in known] for name in names})
+
+
+def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """WebDataset: files of one sample have one name up to the first dot."""
+    facts: dict[str, dict[str, str]] = {}
+    images: list[tuple[str, str]] = []
+    with archive.open("rb") as file:
+        for name, (offset, size) in _members(archive).items():
+            key, _, kind = name.rpartition("/")[2].partition(".")
+            key = f"{name.rpartition('/')[0]}/{key}"
+            if f".{kind.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES:
+                images.append((key, name))
+            elif kind in ("cls", "txt", "json"):
+                file.seek(offset)
+                facts.setdefault(key, {}).update(_facts(kind, file.read(size)))
+    for key, name in images:
+        yield f"{archive}{INSIDE}{name}", facts.get(key, {})
+
+
+def _facts(kind: str, content: bytes) -> dict[str, str]:
+    text = content.decode("utf-8", errors="replace").strip()
+    if kind != "json":
+        return {LABEL: text}
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    plain = values.items() if isinstance(values, dict) else ()
+    return {str(name): str(value) for name, value in plain if isinstance(value, str | int | float)}
+
+
+def _members(archive: Path) -> dict[str, tuple[int, int]]:
+    """Name → where its bytes begin, and how many there are."""
+    return _members_as_of(archive, archive.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _members_as_of(archive: Path, modified: int) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(archive, "r:") as opened:
+            return {one.name: (one.offset_data, one.size) for one in opened if one.isreg()}
+    except tarfile.TarError as error:
+        raise ValueError(f"'{archive}' is not an uncompressed tar file: {error}.") from error
+
+
+def pyarrow() -> ModuleType:
+    """The library of Parquet.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            "A gallery is kept in Parquet by pyarrow, which is not installed: "
+            "pip install 'unseen-dml[serve]'."
+        ) from error
+    return pyarrow

@@ -1,0 +1,138 @@
+"""Many images go into a gallery once each, whatever holds them and whatever is broken among them."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet
+import pytest
+
+from unseen.data.images import PassingError, read_image
+from unseen.deploy import embedding
+from unseen.deploy.embedding import embed_images
+from unseen.deploy.gallery import Gallery
+from unseen.deploy.listing import list_images, read_place
+
+
+def embed(model, source, folder, **kwargs):
+    counted = []
+    outcome = embed_images(
+        model, list_images(source), folder, batch_size=5, progress=counted.append, **kwargs
+    )
+    return outcome, sum(counted)
+
+
+def test_what_is_new_or_has_changed_is_embedded_and_what_is_broken_is_listed(colours, photos, tmp_path):
+    model = colours()
+    outcome, counted = embed(model, photos, tmp_path / "gallery")
+    broken = str(photos / "owl" / "broken.png")
+    assert (outcome.embedded, outcome.known, list(outcome.unreadable)) == (12, 0, [broken])
+    assert counted == 13
+    with (tmp_path / "gallery" / "unreadable.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [broken]
+    assert "cannot be read" in rows[0]["reason"]
+    gallery = Gallery.open(tmp_path / "gallery")
+    assert gallery.column("label").tolist() == ["bee"] * 4 + ["fly"] * 4 + ["owl"] * 4
+    for place, found in zip(gallery.column("path"), gallery.embeddings, strict=True):
+        mean = read_image(place).reshape(-1, 3).mean(0)
+        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), rtol=1e-5)
+
+    (photos / "bee" / "0.png").write_bytes((photos / "owl" / "0.png").read_bytes())
+    os.utime(photos / "bee" / "0.png", ns=(1, 1))
+    (photos / "owl" / "broken.png").unlink()
+    outcome, _ = embed(model, photos, tmp_path / "gallery")
+    assert (outcome.embedded, outcome.known, outcome.unreadable) == (1, 11, {})
+    again = Gallery.open(tmp_path / "gallery")
+    assert again.ids.tolist() == list(range(1, 13))
+    assert again.row(12)["path"] == str(photos / "bee" / "0.png")
+    assert not (tmp_path / "gallery" / "unreadable.csv").exists()
+
+
+def test_after_a_crash_it_goes_on_and_ends_with_the_same(colours, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "SEGMENT", 4)
+    embed(colours(), photos, tmp_path / "whole")
+
+    class Dies(colours):
+        def embed_prepared(self, batch):
+            if len(self.batches) == 2:
+                raise MemoryError
+            return super().embed_prepared(batch)
+
+    with pytest.raises(MemoryError):
+        embed(Dies(), photos, tmp_path / "gallery")
+    assert len(Gallery.open(tmp_path / "gallery")) == 8
+    model = colours()
+    outcome, counted = embed(model, photos, tmp_path / "gallery")
+    assert (outcome.embedded, outcome.known, counted) == (4, 8, 13)
+    assert sum(model.batches) == 4
+    whole, gallery = Gallery.open(tmp_path / "whole"), Gallery.open(tmp_path / "gallery")
+    np.testing.assert_array_equal(gallery.embeddings, whole.embeddings)
+    assert gallery.column("path").tolist() == whole.column("path").tolist()
+
+
+def test_what_only_this_machine_cannot_read_stops_it(colours, photos, tmp_path, monkeypatch):
+    def fails(place):
+        raise PassingError("Image 'x' cannot be read now")
+
+    monkeypatch.setattr(embedding, "read_place", fails)
+    with pytest.raises(PassingError, match="cannot be read now"):
+        embed(colours(), photos, tmp_path / "gallery")
+
+
+def test_tables_bring_labels_and_columns(colours, photos, tmp_path):
+    table = photos / "table.csv"
+    table.write_text("path,label,price\nbee/0.png,bee,3\nfly/1.png,,7\nbee/0.png,bee,3\n")
+    outcome, counted = embed(colours(), table, tmp_path / "gallery")
+    assert (outcome.embedded, counted) == (2, 3)  # listed twice, one image
+    gallery = Gallery.open(tmp_path / "gallery")
+    assert gallery.row(1) == {"id": 1, "path": str(photos / "fly" / "1.png"), "label": "", "price": "7"}
+    content = arrow.table(
+        {"path": ["owl/2.png"], "label": [5], "price": arrow.array([None], arrow.float64())}
+    )
+    arrow.parquet.write_table(content, photos / "table.parquet")
+    listing = list_images(photos / "table.parquet")
+    assert listing.columns == {"label": ["5"], "price": [""]}
+    table.write_text("file,label\na.png,b\n")
+    with pytest.raises(ValueError, match="has the columns file, label; 'path' is missing"):
+        list_images(table)
+
+
+def test_tar_files_as_webdataset_writes_them(colours, photos, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard, label in enumerate(("bee", "owl")):
+        with tarfile.open(shards / f"{shard}.tar", "w") as archive:
+            for index in range(3):
+                key = f"{label}{index}"
+                archive.add(photos / label / f"{index}.png", f"{key}.png")
+                kind, text = (
+                    ("cls", label) if shard == 0 else ("json", json.dumps({"label": label, "n": index}))
+                )
+                info = tarfile.TarInfo(f"{key}.{kind}")
+                info.size = len(text)
+                archive.addfile(info, io.BytesIO(text.encode()))
+    outcome, _ = embed(colours(), shards, tmp_path / "gallery")
+    assert outcome.embedded == 6
+    gallery = Gallery.open(tmp_path / "gallery")
+    assert gallery.column("label").tolist() == ["bee"] * 3 + ["owl"] * 3
+    assert gallery.column("n").tolist() == ["", "", "", "0", "1", "2"]
+    np.testing.assert_array_equal(read_place(gallery.row(4)["path"]), read_image(photos / "owl" / "1.png"))
+    assert list_images(shards / "1.tar").places == gallery.column("path")[3:].tolist()
+    (shards / "1.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match="is not an uncompressed tar file"):
+        list_images(shards / "1.tar")
+
+
+def test_no_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder or file"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="there are no images in it"):
+        list_images(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"wanted a folder, a .csv, a .parquet or a .tar"):
+        list_images(tmp_path / "a.txt")
