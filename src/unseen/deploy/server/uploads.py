@@ -16,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_BYTES = 20_000_000
 MOST_PIXELS = 50_000_000
 MOST_TIMES = 20
-"""Longer to shorter side. A strip one pixel high would be blown up to billions of pixels by the preparation."""
+"""Longer to shorter side: the preparation would blow a strip of one pixel up to billions."""
 SECONDS = 30
 """For a body to arrive."""
 
