@@ -87,7 +87,7 @@ def address(host: str, port: int, token: str | None) -> str:
 
 def _names(folders: Sequence[str]) -> list[str]:
     """The last part of each path that tells them apart."""
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    paths = [Path(folder).expanduser().absolute() for folder in folders]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len({*names}) == len(names):
