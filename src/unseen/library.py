@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from unseen.config.build import Given, build, build_embedder
 from unseen.config.command_line import building, config_folder, load_config
-from unseen.config.export import facts_of, parts_of
+from unseen.config.export import facts_of, parts_of, thresholds_of
 from unseen.config.groups import choices
 from unseen.data.collection import ImageCollection, collect
-from unseen.data.transforms import Transforms
+from unseen.data.module import DataModule
 from unseen.deploy.bundle import save
 from unseen.deploy.model import Model
 from unseen.losses import as_metric_loss
@@ -58,14 +58,14 @@ class Fitted:
         record: what the run's `record.json` holds.
         pictures: name → PNG file.
         folder: of everything that the run wrote.
-        transforms: how images are prepared for the model.
+        data: the images, their split, and how they are prepared.
     """
 
     model: Embedder
     record: RunRecord
     pictures: dict[str, Path]
     folder: Path
-    transforms: Transforms
+    data: DataModule
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -91,7 +91,7 @@ class Fitted:
     @property
     def deployed(self) -> Model:
         """The model with its preparation and facts, as a bundle holds it."""
-        return Model(self.model, self.transforms.evaluation, facts_of(self.record))
+        return Model(self.model, self.data.transforms.evaluation, facts_of(self.record))
 
     def save(self, folder: str | Path) -> Path:
         """Write a bundle, which `unseen.load` reads: weights, preparation, facts and a model card.
@@ -104,7 +104,8 @@ class Fitted:
                 "This network was built of objects; a bundle rebuilds parts of unseen by their names. Build "
                 "it by unseen.embedder(…), or save its state_dict by torch."
             )
-        return save(self.deployed, parts_of(self.record), folder)
+        facts = {**self.deployed.facts, "thresholds": thresholds_of(self.model, self.data)}
+        return save(replace(self.deployed, facts=facts), parts_of(self.record), folder)
 
 
 def dataset(
@@ -242,7 +243,7 @@ def fit(
         record = execute(run)
     if record is None:
         raise RuntimeError("This process helped to train; the record is with the first one.")
-    return Fitted(model.eval(), record, run.pictures, run.folder, run.data.transforms)
+    return Fitted(model.eval(), record, run.pictures, run.folder, run.data)
 
 
 def _loggers(logger: str | Logger | Sequence[Logger] | None) -> list[Logger]:

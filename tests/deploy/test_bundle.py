@@ -151,3 +151,24 @@ def test_the_command_writes_it_beside_the_run(finished):
     assert done.returncode == 0, done.stderr
     assert "unseen.load(" in done.stdout
     assert unseen.load(finished.folder / "bundle").size == 128
+
+
+def test_a_run_that_held_classes_out_gives_thresholds(tiny_run, tmp_path):
+    words = [*tiny_run, "pictures=false", "sampler.classes_per_batch=2", "protocol=holdout"]
+    run = build(load_config([*words, "protocol.class_fraction=0.5"], run_folder=tmp_path / "run"))
+    execute(run)
+    model = unseen.load(export(run.folder))
+    rows = run.data.split.validation
+    found = embed(run.learner.embedder, run.data.loader(rows))
+    similarities = (found.embeddings @ found.embeddings.T).numpy()
+    different = similarities[(found.labels[:, None] != found.labels).numpy()]
+    for rate, entry in zip((0.1, 0.01), model.facts["thresholds"]["same"], strict=False):
+        assert (different >= entry["threshold"]).mean() <= rate
+    assert model.facts["thresholds"]["classes"] == len(np.unique(found.labels.numpy()))
+    card = (run.folder / "bundle" / "README.md").read_text()
+    assert f"| {model.facts['thresholds']['known'][0]['threshold']:.3f} |" in card
+
+
+def test_without_held_out_classes_there_are_none(finished, bundle):
+    assert unseen.load(bundle).facts["thresholds"] is None
+    assert "No thresholds of similarity were calibrated" in (bundle / "README.md").read_text()

@@ -38,7 +38,8 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep|tune) ?(.*)$")
+COMMANDS = "train|check|prepare|report|sweep|tune|export|embed|index|search"
+COMMAND = re.compile(rf"^(?:\$ )?(?:\.venv/bin/)?unseen ({COMMANDS}) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],

@@ -14,6 +14,7 @@ from unseen.config.build import build_data, build_embedder
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import load, save
 from unseen.deploy.model import Model
+from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
 from unseen.nn.embedder import Embedder
 from unseen.tracking.record import RunRecord
@@ -44,7 +45,8 @@ def export(run: Path, output: Path | None = None) -> Path:
     embedder.load_state_dict(_weights(run, record))
     embedder.requires_grad_(False).eval()
     data = build_data(config)
-    model = Model(embedder, data.transforms.evaluation, facts_of(record))
+    facts = {**facts_of(record), "thresholds": thresholds_of(embedder, data)}
+    model = Model(embedder, data.transforms.evaluation, facts)
     folder = save(model, parts_of(record), output or run / "bundle")
     try:
         _check(folder, embedder, data)
@@ -69,6 +71,18 @@ def _check(folder: Path, embedder: Embedder, data: DataModule) -> None:
             f"'{folder}' would embed images of the run otherwise than the run does (by up to {off:.2g}): the "
             "images, or the version of a library, have changed since. Train again."
         )
+
+
+def thresholds_of(embedder: Embedder, data: DataModule) -> dict[str, Any] | None:
+    """Calibrated on held-out training classes; none where there are none, as test classes must not choose."""
+    rows = data.split.validation
+    if len(rows) == 0 or not embedder.normalize:
+        return None
+    found = embed(embedder, data.loader(rows))
+    try:
+        return calibrate(found.embeddings.cpu().numpy(), found.labels.numpy())
+    except ValueError:
+        return None
 
 
 def parts_of(record: RunRecord) -> dict[str, Any]:

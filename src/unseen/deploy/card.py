@@ -31,6 +31,7 @@ def model_card(facts: Mapping[str, Any], size: int) -> str:
         "",
         *_table(facts.get("metrics", {}), facts.get("intervals", {})),
         "",
+        *_thresholds(facts.get("thresholds")),
         "```python",
         "import unseen",
         "",
@@ -42,6 +43,38 @@ def model_card(facts: Mapping[str, Any], size: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _thresholds(thresholds: Mapping[str, Any] | None) -> list[str]:
+    if thresholds is None:
+        return [
+            "No thresholds of similarity were calibrated: training held no classes out "
+            "(`protocol=holdout` does).",
+            "",
+        ]
+    same = [
+        f"| {one['threshold']:.3f} | {100 * one['false_accepts']:.2f} | {100 * one['false_rejects']:.1f} |"
+        for one in thresholds["same"]
+    ]
+    known = [
+        f"| {one['threshold']:.3f} | {100 * one['unknown_rejected']:.1f} | {100 * one['known_found']:.1f} |"
+        for one in thresholds["known"]
+    ]
+    return [
+        f"Thresholds of similarity, from {thresholds['images']} images of {thresholds['classes']} held-out "
+        "training classes. Two images are of the same class from",
+        "",
+        "| similarity | % of different pairs accepted | % of same pairs rejected |",
+        "|---|---|---|",
+        *same,
+        "",
+        "An image is of a class of the gallery where its nearest image has at least",
+        "",
+        "| similarity | % of unknown images rejected | % of known images found |",
+        "|---|---|---|",
+        *known,
+        "",
+    ]
 
 
 def _table(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> list[str]:

@@ -206,6 +206,19 @@ class Gallery:
             chosen &= np.isin(self.column(name).astype(str), np.array(texts, dtype=str))
         return np.flatnonzero(chosen)
 
+    def ids_of(self, named: Sequence[int | str]) -> list[int]:
+        """Ids of images that are named by id or by path.
+
+        Raises:
+            ValueError: there is no such image.
+        """
+        known = {str(id): int(id) for id in self.ids}
+        known |= {place: found.id for place, found in self.known().items()}
+        missing = [name for name in named if str(name) not in known]
+        if missing:
+            raise ValueError(f"gallery={self.folder}: there is no image '{missing[0]}' (an id or a path).")
+        return [known[str(name)] for name in named]
+
     def known(self) -> dict[str, Known]:
         """Place → what is known of its file; tells what need not be embedded again."""
         rows = zip(self.ids.tolist(), self._content.columns[MODIFIED], strict=True)
@@ -289,7 +302,7 @@ class Gallery:
         """Read when it is first needed: who only adds needs nothing of what is there."""
         names = self._state["segments"]
         tables = [pyarrow().parquet.read_table(self._table(name)) for name in names]
-        parts = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
+        parts = [np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in names]
         known = dict.fromkeys([PATH, LABEL, MODIFIED, *(n for t in tables for n in t.column_names)])
         ids = _joined([table["id"].to_numpy() for table in tables], np.int64)
         kept = ~np.isin(ids, np.asarray(self._state["removed"], dtype=np.int64))

@@ -9,26 +9,29 @@ from typing import Any
 
 TARGET, PARTIAL = "_target_", "_partial_"
 ALLOWED = ("unseen.nn.", "unseen.data.transforms.", "torchvision.transforms.v2.")
-"""Where a description may point: a bundle may come from a stranger, and must not be able to call anything."""
+"""Where a bundle's description may point: one from a stranger must not be able to call anything."""
 
 
-def made(description: Any) -> Any:
+def made(description: Any, allowed: tuple[str, ...] = ALLOWED) -> Any:
     """What a description makes: `{"_target_": "unseen.nn.fusion.PooledTaps", "_partial_": true, …}`.
 
     Args:
         description: as Hydra writes it; parts may hold parts.
+        allowed: what the name of a target must begin with.
 
     Raises:
-        ValueError: a target is not of this package's networks and transforms, or does not exist.
+        ValueError: a target is not among what is allowed, or does not exist.
     """
     if isinstance(description, list):
-        return [made(item) for item in description]
+        return [made(item, allowed) for item in description]
     if not isinstance(description, Mapping):
         return description
-    arguments = {key: made(value) for key, value in description.items() if key not in (TARGET, PARTIAL)}
+    arguments = {
+        key: made(value, allowed) for key, value in description.items() if key not in (TARGET, PARTIAL)
+    }
     if TARGET not in description:
         return arguments
-    target = _found(str(description[TARGET]))
+    target = _found(str(description[TARGET]), allowed)
     return functools.partial(target, **arguments) if description.get(PARTIAL) else target(**arguments)
 
 
@@ -43,12 +46,12 @@ def check(description: Any) -> None:
     for value in description if isinstance(description, list) else ():
         check(value)
     if isinstance(description, Mapping) and TARGET in description:
-        _found(str(description[TARGET]))
+        _found(str(description[TARGET]), ALLOWED)
 
 
-def _found(target: str) -> Any:
+def _found(target: str, allowed: tuple[str, ...]) -> Any:
     module, _, name = target.rpartition(".")
-    if not target.startswith(ALLOWED) or name.startswith("_"):
+    if not target.startswith(allowed) or name.startswith("_"):
         raise ValueError(
             f"A bundle holds parts of unseen and torchvision alone, not '{target}'. Save the weights of a "
             "network with parts of your own by torch, and rebuild it in your code."

@@ -1,0 +1,121 @@
+"""From a bundle to what is found in a gallery, as a user types it."""
+
+import csv
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseen as library
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, coloured_tree):
+    folder = tmp_path_factory.mktemp("bundle")
+    model = library.embedder("resnet10", weights="none", image_size=32)
+    run = library.fit(
+        model,
+        library.dataset(coloured_tree),
+        epochs=1,
+        folder=folder / "run",
+        overrides=[
+            "pictures=false",
+            "sampler.classes_per_batch=4",
+            "sampler.images_per_class=4",
+            "data.workers=0",
+        ],
+    )
+    return run.save(folder / "bundle")
+
+
+def test_images_are_embedded_indexed_and_found(unseen, bundle, coloured_tree, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    status, output = unseen("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=gallery")
+    assert (status, "64 images embedded into gallery." in output) == (0, True), output
+    status, output = unseen("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=gallery")
+    assert "0 images embedded into gallery, 64 were there already." in output
+    status, output = unseen("embed", f"bundle={bundle}", "images=more", "gallery=gallery")
+    assert (status, "1 could not be read: gallery/unreadable.csv" in output) == (0, True), output
+
+    query = coloured_tree / "class 3" / "0.png"
+    words = ("search", f"bundle={bundle}", "gallery=gallery", "k=3")
+    status, output = unseen(*words, f"query='{query}'")
+    assert status == 0, output
+    assert "class 3" in output.splitlines()[2]
+    assert "1.0000" in output
+    status, output = unseen(*words, f"query={coloured_tree}", "output=found.csv", "+where.label=class 5")
+    assert (status, "64 queries. Written to found.csv" in output) == (0, True), output
+    with (tmp_path / "found.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {"class 5"}
+    assert len(rows) == 64 * 3
+    status, output = unseen(*words, f"query='{query}'", "+where.label=none")
+    assert (status, "Nothing found" in output) == (0, True)
+
+    pytest.importorskip("faiss")
+    status, output = unseen("index", "gallery=gallery", "index=hnsw", "recall=0.9", "remove=[0,1]")
+    assert status == 0, output
+    assert "2 images taken out; 62 are left." in output
+    assert "62 images indexed: finds" in output
+    status, output = unseen(*words, f"query='{query}'")
+    assert (status, "1.0000" in output) == (0, True)
+    status, output = unseen("index", "gallery=gallery")
+    assert (status, "62 images, searched exactly." in output) == (0, True)
+
+
+def test_what_cannot_work_is_refused_in_words(unseen, bundle, coloured_tree, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    for words, message in (
+        (("embed", f"bundle={bundle}", "images=nowhere", "gallery=g"), "there is no such folder or file"),
+        (("embed", "bundle=nowhere", f"images={coloured_tree}", "gallery=g"), "'nowhere' is no bundle"),
+        (
+            ("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=full"),
+            "something that is no gallery",
+        ),
+        (("embed", f"images={coloured_tree}", "gallery=g"), "bundle"),
+        (("search", f"bundle={bundle}", "gallery=nowhere", "query=a.png"), "Make one: unseen embed"),
+        (("index", "gallery=nowhere"), "Make one: unseen embed"),
+        (("index", "gallery=nowhere", "index=hsnw"), "did you mean 'hnsw'?"),
+    ):
+        status, output = unseen(*words)
+        assert (status, message in output, "Traceback" in output) == (2, True, False), output
+    assert not (tmp_path / "g").exists()
+
+
+def test_killed_it_goes_on(start, unseen, bundle, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(5000):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            images / f"{index:04d}.png"
+        )
+    words = ("embed", f"bundle={bundle}", f"images={images}", "gallery=gallery")
+    process = start(*words)
+    first = tmp_path / "gallery" / "000001.npy"
+    end = time.monotonic() + 240
+    while not first.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = len(library_gallery(tmp_path))
+    assert left in (0, 2048, 4096)
+    status, output = unseen(*words)
+    assert status == 0, output
+    assert f"{5000 - left} images embedded" in output
+    gallery = library_gallery(tmp_path)
+    assert sorted(gallery.column("path").tolist()) == [
+        str(images / f"{index:04d}.png") for index in range(5000)
+    ]
+
+
+def library_gallery(folder):
+    from unseen.deploy.gallery import Gallery
+
+    return Gallery.open(folder / "gallery")

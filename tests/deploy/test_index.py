@@ -1,0 +1,120 @@
+"""An index finds what it says it finds, decides exactly, and knows of what came and went."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unseen.deploy.gallery import Gallery
+from unseen.deploy.index.indexed import IndexedGallery, build_index, remove_index, searchable
+
+pytest.importorskip("faiss")
+GRAPH = {"_target_": "unseen.deploy.index.faiss_kinds.Graph", "links": 16, "building_effort": 40}
+COMPRESSED = {
+    "_target_": "unseen.deploy.index.faiss_kinds.Compressed",
+    "dimensions_per_byte": 4,
+    "candidates": 20,
+}
+QDRANT = {"_target_": "unseen.deploy.index.qdrant.Qdrant", "url": None, "collection": "tests"}
+ALL = pytest.mark.parametrize("kind", [GRAPH, COMPRESSED, QDRANT], ids=["graph", "compressed", "qdrant"])
+
+
+def clustered(count, seed, size=32):
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(40, size))
+    values = centres[generator.integers(0, 40, count)] + 0.4 * generator.normal(size=(count, size))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def add(gallery, count, seed, label="old"):
+    names = [f"{seed}-{row}" for row in range(count)]
+    gallery.append(
+        clustered(count, seed), {"path": names, "label": [label] * count, "modified": ["1"] * count}
+    )
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    made = Gallery.create(tmp_path / "gallery", "bundle", 32)
+    add(made, 3000, seed=0)
+    return made
+
+
+def share_found(found, wanted):
+    hits = [len(set(one) & set(other)) for one, other in zip(found.ids, wanted.ids, strict=True)]
+    return np.mean(hits) / wanted.ids.shape[1]
+
+
+@ALL
+def test_it_finds_on_new_queries_what_was_promised_and_its_similarities_are_exact(gallery, kind):
+    measured = build_index(gallery, kind, recall=0.9, k=10)
+    assert measured.recall >= 0.9
+    assert (measured.k, measured.sample) == (10, 500)
+    assert measured.bytes > 0
+    queries = torch.from_numpy(clustered(200, seed=1))
+    indexed = searchable(Gallery.open(gallery.folder))
+    assert isinstance(indexed, IndexedGallery)
+    found, wanted = indexed.search(queries, 10), gallery.search(queries, 10)
+    assert share_found(found, wanted) > 0.85
+    for query, ids, similarities in zip(queries.numpy(), *found, strict=True):
+        cosines = gallery.embeddings[ids].astype(np.float64) @ query
+        np.testing.assert_allclose(similarities, cosines, atol=1e-6)
+        assert (np.diff(similarities) <= 0).all()
+
+
+@ALL
+def test_images_come_and_go_without_a_new_index(gallery, kind):
+    build_index(gallery, kind, recall=0.9, k=10)
+    queries = torch.from_numpy(clustered(50, seed=2))
+    first = searchable(gallery).search(queries, 3)
+    gone = np.unique(first.ids[:, 0]).tolist()
+    later = Gallery.open(gallery.folder)
+    later.remove(gone)
+    later.append(queries.numpy()[:5], {"path": list("abcde"), "label": ["new"] * 5, "modified": ["1"] * 5})
+    later.compact()
+    found = searchable(later).search(queries, 3)
+    assert found.ids[:5, 0].tolist() == [3000, 3001, 3002, 3003, 3004]
+    np.testing.assert_allclose(found.similarities[:5, 0], 1, atol=1e-6)
+    assert not set(found.ids.flatten().tolist()) & set(gone)
+    only = searchable(later).search(queries, 10, where={"label": "new"})
+    assert sorted(only.ids[0].tolist()) == [-1] * 5 + [3000, 3001, 3002, 3003, 3004]
+
+
+def test_more_is_asked_for_than_there_is(tmp_path):
+    small = Gallery.create(tmp_path / "small", "bundle", 32)
+    add(small, 3, seed=5)
+    build_index(small, GRAPH, recall=1.0, k=10)
+    found = searchable(small).search(torch.from_numpy(clustered(2, seed=6)), 5)
+    assert sorted(found.ids[0].tolist()) == [-1, -1, 0, 1, 2]
+    small.remove([0, 1, 2])
+    assert searchable(small).search(torch.from_numpy(clustered(2, seed=6)), 5).ids.max() == -1
+
+
+def test_an_index_that_finds_too_little_is_refused_and_the_former_one_stays(gallery):
+    build_index(gallery, GRAPH, recall=0.9, k=10)
+    before = (gallery.folder / "index" / "index.json").read_text()
+    rough = {**COMPRESSED, "dimensions_per_byte": 32, "candidates": 1}
+    with pytest.raises(ValueError, match=r"of the 10 nearest where 0.99 is wanted, however hard it tries"):
+        build_index(gallery, rough, recall=0.99, k=10)
+    assert (gallery.folder / "index" / "index.json").read_text() == before
+    assert not list(gallery.folder.glob(".index*"))
+    remove_index(gallery)
+    assert searchable(gallery) is gallery
+
+
+def test_what_is_no_index_is_refused(gallery, tmp_path):
+    with pytest.raises(ValueError, match="recall=0: wanted a share above 0"):
+        build_index(gallery, GRAPH, recall=0, k=10)
+    with pytest.raises(ValueError, match="holds 0 images: nothing to index"):
+        build_index(Gallery.create(tmp_path / "empty", "bundle", 32), GRAPH, recall=0.9, k=10)
+    build_index(gallery, GRAPH, recall=0.9, k=10)
+    description = gallery.folder / "index" / "index.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps({**content, "kind": {"_target_": "os.system", "command": "true"}}))
+    with pytest.raises(ValueError, match=r"index of gallery .* cannot be used .*'os.system'"):
+        searchable(gallery)
+    description.write_text(json.dumps(content))
+    (description.parent / "index.faiss").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
+        searchable(gallery)
