@@ -97,12 +97,14 @@ window.addEventListener("popstate", (event) => {
 function draw(focus) {
   drawQuery();
   byId("found").hidden = false;
+  // Who has gone on to the filter meanwhile stays there.
+  const isElsewhere = document.activeElement !== document.body && !byId("results").contains(document.activeElement);
   const places = state.answers.map((answer) => new Map(answer.neighbours.map((one, place) => [one.file, place + 1])));
   show(byId("results"), state.answers.map((answer, side) => drawSide(answer, side, places.length === 2 ? places[1 - side] : null)));
   byId("status").textContent = `${count(state.answers[0].neighbours.length, "neighbour")} found.`;
   drawAttention();
   const list = byId("results").querySelectorAll(".grid")[focus ?? -1];
-  if (list) list.querySelector(".card")?.focus({ preventScroll: true });
+  if (list && !isElsewhere) list.querySelector(".card")?.focus({ preventScroll: true });
   if (byId("drop").getBoundingClientRect().top < 0) window.scrollTo({ top: 0 });
 }
 
