@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from unseen.deploy.server.app import PAGE
 from unseen.report.page.write import LIBRARIES, SCRIPTS, STYLES
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,8 @@ def test_an_installed_wheel_trains_in_an_empty_folder(tmp_path):
         assert {f"unseen/report/page/{name}" for name in (*STYLES, *LIBRARIES, *SCRIPTS)} <= page
         assert "unseen/report/page/template/page.html" in page
         assert "unseen/report/page/vendor/bundled.LICENSES" in page
+        served = {f"unseen/deploy/server/page/{name}" for name, _ in PAGE.values()}
+        assert served <= set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     work = tmp_path / "work"
     work.mkdir()

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unseen.data.images import Pixels, in_order, read_image
 from unseen.data.pixels import ConvertedImages, to_pixels
 from unseen.data.sources.layout import find_images
 from unseen.nn.embedder import Embedder
+
+
+class Attention(NamedTuple):
+    """Where a network looks in one image.
+
+    Args:
+        image: what it sees, resized and cropped, `(S, S, 3)` uint8.
+        maps: tap → `(H_l, W_l)`, summing to 1; empty for a fusion without attention.
+    """
+
+    image: Pixels
+    maps: dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,17 @@ class Model:
         device = next(self.embedder.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.embedder(batch.to(device)).embedding.float().cpu()
+
+    @torch.inference_mode()
+    def attention(self, pixels: Pixels) -> Attention:
+        """Where the network looks in an image `(H, W, 3)` uint8."""
+        prepared = self.prepare(pixels)
+        device = next(self.embedder.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            maps = self.embedder(prepared[None].to(device)).fused.attention
+        names = self.embedder.backbone.tap_names if maps else ()
+        found = {name: one[0].float().cpu().numpy() for name, one in zip(names, maps, strict=True)}
+        return Attention(to_pixels(prepared), found)
 
 
 def default_device() -> str:

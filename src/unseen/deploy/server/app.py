@@ -1,0 +1,286 @@
+"""The routes: a page, and JSON for it and for anyone."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from unseen.data.images import Pixels
+from unseen.deploy.listing import read_place
+from unseen.deploy.server.batching import Batching
+from unseen.deploy.server.description import MOST_NEIGHBOURS, description
+from unseen.deploy.server.guard import Guard, refusal
+from unseen.deploy.server.side import Answer, Query, Side
+from unseen.deploy.server.uploads import MOST_BYTES, MOST_PIXELS, Refused, decode, read_body
+
+BATCH = 32
+DECODERS = 2
+"""Images that are decoded at once: one of 50 million pixels takes 150 MB, twice that with transparency."""
+THUMBNAIL = 256
+PAGE = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    **{
+        name: (name, "text/javascript; charset=utf-8")
+        for name in ("page.js", "elements.js", "filter.js", "results.js")
+    },
+}
+"""Address → file and type. No other file can be asked for."""
+Draw = Callable[[Pixels, NDArray[np.float32]], Pixels]
+
+
+def application(
+    sides: Sequence[Side], *, k: int, draw: Draw, hosts: Collection[str] | None, token: str | None
+) -> ASGIApp:
+    """What uvicorn runs.
+
+    Args:
+        sides: bundles with their galleries; the page shows one, or two side by side.
+        k: neighbours unless a request asks for another number.
+        draw: an image `(S, S, 3)` uint8 and its attention `(h, w)` → the overlay `(S, S, 3)` uint8.
+        hosts: that a request may name; any if None.
+        token: that a request must bring, if any.
+
+    Raises:
+        ValueError: `k` is out of range.
+    """
+    if not 1 <= k <= MOST_NEIGHBOURS:
+        raise ValueError(f"k={k}: wanted 1 to {MOST_NEIGHBOURS} neighbours.")
+    server = _Server(sides, k, draw, description(len(sides), k, token is not None))
+    app = Starlette(
+        routes=server.routes(),
+        exception_handlers={Refused: _refused, HTTPException: _not_found, Exception: _failed},
+        lifespan=server.lifespan,
+    )
+    # Around all of it: what Starlette says of a failure needs the headers too.
+    return Guard(app, hosts, token)
+
+
+class _Server:
+    def __init__(self, sides: Sequence[Side], k: int, draw: Draw, openapi: dict[str, Any]) -> None:
+        self.sides = sides
+        self.k = k
+        self.draw = draw
+        self.openapi = openapi
+        self.page = {
+            address: Response((files(__package__) / "page" / name).read_bytes(), media_type=kind)
+            for address, (name, kind) in PAGE.items()
+        }
+        self.batching: list[Batching[Query, Answer]] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Threads live as long as the server."""
+        # Made here, as they belong to the event loop.
+        self.decoders = anyio.CapacityLimiter(DECODERS)
+        self.artist = anyio.CapacityLimiter(1)
+        self.batching = [Batching(side.answer, BATCH) for side in self.sides]
+        yield
+        for batching in self.batching:
+            batching.close()
+
+    def routes(self) -> list[Route]:
+        pages = [Route(f"/{address}", partial(self.file, answer)) for address, answer in self.page.items()]
+        return [
+            *pages,
+            Route("/about", self.about),
+            Route("/examples", self.examples),
+            Route("/image/{id:int}", self.image),
+            Route("/openapi.json", self.describe),
+            Route("/embed", self.embed, methods=["POST"]),
+            Route("/search", self.search, methods=["POST"]),
+            Route("/attention", self.attention, methods=["POST"]),
+        ]
+
+    async def file(self, answer: Response, _: Request) -> Response:
+        return answer
+
+    async def describe(self, _: Request) -> Response:
+        return JSONResponse(self.openapi)
+
+    async def about(self, _: Request) -> Response:
+        bundles = await anyio.to_thread.run_sync(lambda: [_about(side) for side in self.sides])
+        limits = {"bytes": MOST_BYTES, "pixels": MOST_PIXELS, "k": MOST_NEIGHBOURS}
+        return JSONResponse({"bundles": bundles, "k": self.k, "limits": limits})
+
+    async def examples(self, request: Request) -> Response:
+        side = self.sides[self._side(request)]
+        count, seed = _number(request, "count", 24, 1, MOST_NEIGHBOURS), _number(request, "seed", 0)
+        label = _label(request, side)
+
+        def chosen() -> list[dict[str, Any]]:
+            return side.images(side.examples(count, seed, label))
+
+        return JSONResponse({"images": await anyio.to_thread.run_sync(chosen)})
+
+    async def image(self, request: Request) -> Response:
+        pixels = await self._stored(self._side(request), request.path_params["id"])
+        return Response(await anyio.to_thread.run_sync(_thumbnail, pixels), media_type="image/jpeg")
+
+    async def embed(self, request: Request) -> Response:
+        side = self._side(request)
+        answer = await self._ask(side, await self._pixels(request))
+        return JSONResponse(
+            {"bundle": self.sides[side].gallery.bundle, "embedding": answer.embedding.tolist()}
+        )
+
+    async def search(self, request: Request) -> Response:
+        number = self._side(request)
+        side = self.sides[number]
+        k, label = _number(request, "k", self.k, 1, MOST_NEIGHBOURS), _label(request, side)
+        asked, pixels = self._asked(request), await self._pixels(request)
+        # One more, as the query itself may be among them.
+        answer = await self._ask(number, pixels, k + (asked is not None), label)
+        near = [
+            (image, value) for image, value in zip(answer.ids, answer.similarities, strict=True) if image >= 0
+        ]
+        images = side.images(image for image, _ in near)
+        found = [
+            {**image, "similarity": round(float(value), 6)}
+            for image, (_, value) in zip(images, near, strict=True)
+            if asked is None or image["file"] != asked["file"]
+        ]
+        return JSONResponse({"bundle": side.gallery.bundle, "query": asked, "neighbours": found[:k]})
+
+    async def attention(self, request: Request) -> Response:
+        side = self._side(request)
+        pixels = await self._pixels(request)
+        draw = partial(_overlays, self.sides[side], pixels, self.draw)
+        return JSONResponse({"taps": await anyio.to_thread.run_sync(draw, limiter=self.artist)})
+
+    def _side(self, request: Request) -> int:
+        return _number(request, "bundle", 0, 0, len(self.sides) - 1)
+
+    def _named(self, request: Request) -> tuple[int, int] | None:
+        """Whose gallery, and which image of it is the query, if it is one."""
+        of = _number(request, "of", self._side(request), 0, len(self.sides) - 1)
+        return (of, _number(request, "id", 0)) if "id" in request.query_params else None
+
+    def _asked(self, request: Request) -> dict[str, Any] | None:
+        """What is known of the query, if it is an image of a gallery."""
+        named = self._named(request)
+        if named is None:
+            return None
+        with _known():
+            return self.sides[named[0]].images([named[1]])[0]
+
+    async def _pixels(self, request: Request) -> Pixels:
+        """The query's: of the body, or of an image of a gallery."""
+        named = self._named(request)
+        if named is not None:
+            return await self._stored(*named)
+        content = await read_body(request)
+        return await anyio.to_thread.run_sync(decode, content, limiter=self.decoders)
+
+    async def _stored(self, side: int, id: int) -> Pixels:
+        with _known():
+            path = self.sides[side].gallery.row(id)["path"]
+        try:
+            return await anyio.to_thread.run_sync(read_place, path, limiter=self.decoders)
+        except ValueError:
+            raise Refused(404, f"The file of image {id} is gone, or no image any more.") from None
+
+    async def _ask(self, side: int, pixels: Pixels, k: int = 0, label: str | None = None) -> Answer:
+        prepare = self.sides[side].model.prepare
+        image = await anyio.to_thread.run_sync(prepare, pixels, limiter=self.decoders)
+        return await self.batching[side].ask(Query(image, k, label))
+
+
+@contextlib.contextmanager
+def _known() -> Any:
+    try:
+        yield
+    except (KeyError, OverflowError):
+        raise Refused(404, "There is no image with this id in the gallery.") from None
+
+
+def _about(side: Side) -> dict[str, Any]:
+    return {
+        "name": side.name,
+        "bundle": side.gallery.bundle,
+        "facts": side.model.facts,
+        "size": side.model.size,
+        "taps": side.taps,
+        "images": len(side.gallery),
+        "classes": [{"label": label, "images": count} for label, count in side.classes.items()],
+    }
+
+
+def _number(request: Request, name: str, default: int, low: int = 0, high: int | None = None) -> int:
+    given = request.query_params.get(name, str(default))
+    # Eighteen digits are what an id of 64 bits holds for sure.
+    number = int(given) if given.isascii() and given.isdecimal() and len(given) <= 18 else -1
+    if number < low or (high is not None and number > high):
+        wanted = f"{low} or more" if high is None else f"{low} to {high}" if high > low else f"{low}"
+        raise Refused(422, f"'{name}' is no number that is taken: wanted {wanted}.")
+    return number
+
+
+def _label(request: Request, side: Side) -> str | None:
+    label = request.query_params.get("label")
+    if label is not None and label not in side.classes:
+        raise Refused(422, "There is no such class in the gallery.")
+    return label
+
+
+def _thumbnail(pixels: Pixels) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3)
+    return _encoded(image, "JPEG", quality=85)
+
+
+def _overlays(side: Side, pixels: Pixels, draw: Draw) -> list[dict[str, Any]]:
+    image, maps = side.model.attention(pixels)
+    return [
+        {
+            "name": name,
+            "height": weights.shape[0],
+            "width": weights.shape[1],
+            "peak": round(float(weights.max() * weights.size), 3),
+            "overlay": _data_uri(_encoded(Image.fromarray(draw(image, weights)), "PNG")),
+        }
+        for name, weights in maps.items()
+    ]
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal(error.status, error.sentence)
+
+
+async def _not_found(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentences = {404: "There is nothing at this address.", 405: "This address takes another method."}
+    answer = refusal(error.status_code, sentences.get(error.status_code, f"{error.detail}."))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    return refusal(500, "The server failed at this; its own messages say why.")

@@ -1,0 +1,149 @@
+"""The command: what it opens, where it listens, and who may come in."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from unseen.deploy.bundle import load, save
+from unseen.deploy.embedding import embed_images
+from unseen.deploy.listing import list_images
+from unseen.deploy.model import Model
+from unseen.deploy.server import serve as serving
+from unseen.deploy.server.serve import address, open_sides, serve
+from unseen.pictures.attention import overlay
+
+from .conftest import make_model
+
+PARTS = {
+    "backbone": {"model": "resnet10t", "options": None},
+    "fusion": {"_target_": "unseen.nn.fusion.LastMap", "_partial_": True},
+    "embedding": {
+        "size": 16,
+        "normalize": True,
+        "layer_norm": False,
+        "readout": "projection",
+        "frozen_batch_norm": False,
+    },
+    "preparation": {"_target_": "unseen.data.transforms.resized_center", "size": 32, "resize": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(coloured_tree, tmp_path_factory):
+    """A bundle and its gallery, and those of another."""
+    root = tmp_path_factory.mktemp("served")
+    for name, seed in (("one", 3), ("two", 4)):
+        made = make_model(seed, "last")
+        model = load(save(Model(made.embedder, made.preparation, {}), PARTS, root / name / "bundle"))
+        gallery = root / name / "gallery"
+        embed_images(model, list_images(coloured_tree), gallery, batch_size=64, progress=lambda _: None)
+    return root
+
+
+def test_two_bundles_of_one_name_are_told_apart(folders):
+    bundles = [str(folders / name / "bundle") for name in ("one", "two")]
+    galleries = [str(folders / name / "gallery") for name in ("one", "two")]
+    assert [side.name for side in open_sides(bundles, galleries, "cpu")] == ["one/bundle", "two/bundle"]
+    [same, again] = open_sides(bundles[:1] * 2, galleries[:1] * 2, "cpu")
+    assert (same.name, again.name) == ("bundle (1)", "bundle (2)")
+
+
+def test_what_does_not_belong_together_is_refused(folders):
+    one, two = (str(folders / name / "bundle") for name in ("one", "two"))
+    gallery = str(folders / "one" / "gallery")
+    with pytest.raises(ValueError, match="was embedded by bundle"):
+        open_sides([two], [gallery], "cpu")
+    with pytest.raises(ValueError, match="2 bundles and 1 galleries"):
+        open_sides([one, two], [gallery], "cpu")
+    with pytest.raises(ValueError, match="no bundle"):
+        open_sides([gallery], [gallery], "cpu")
+    with pytest.raises(ValueError, match=r"there is no gallery\.json"):
+        open_sides([one], [one], "cpu")
+
+
+@pytest.fixture
+def served(sides, monkeypatch):
+    """`served(**options)` → what uvicorn would have run."""
+    run = []
+    monkeypatch.setattr(serving.uvicorn.Server, "run", lambda server, sockets: run.append((server, sockets)))
+
+    def one(**options):
+        chosen = {"host": "127.0.0.1", "port": 0, "token": None, "k": 5, "draw": overlay} | options
+        serve(sides[:1], **chosen)
+        [(server, [listening])] = run
+        return server.config.app, listening
+
+    return one
+
+
+def test_this_machine_alone_needs_no_token(served, capsys):
+    guard, _ = served()
+    assert guard.token is None
+    assert "localhost" in guard.hosts
+    assert capsys.readouterr().out.startswith("Search by image: http://127.0.0.1:")
+
+
+def test_beyond_this_machine_a_token_is_made_and_printed(served, capsys):
+    guard, _ = served(host="0.0.0.0")
+    assert len(guard.token) >= 32
+    assert guard.hosts is None
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert line.rstrip().endswith(f"/?token={guard.token}")
+
+
+def test_a_token_that_can_be_guessed_is_refused(served):
+    with pytest.raises(ValueError, match="6 letters can be guessed"):
+        served(token="secret")
+
+
+def test_a_port_that_is_taken_is_said(served):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ValueError, match="nothing can listen there"),
+    ):
+        served(port=taken.getsockname()[1])
+    with pytest.raises(ValueError, match="port=70000"):
+        served(port=70000)
+
+
+def test_addresses_can_be_opened():
+    assert address("127.0.0.1", 8000, None) == "http://127.0.0.1:8000/"
+    assert address("::1", 80, "a b&c/d e f g") == "http://[::1]:80/?token=a%20b%26c%2Fd%20e%20f%20g"
+    assert socket.gethostname() in address("0.0.0.0", 1, None)
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(folders):
+    words = [f"bundle={folders / 'one' / 'bundle'}", f"gallery={folders / 'one' / 'gallery'}", "port=0"]
+    command = [sys.executable, "-m", "unseen", "demo", *words, "device=cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line.startswith("Search by image: http://127.0.0.1:"), process.stderr.read()
+        url = line.split()[-1]
+        assert httpx.get(f"{url}about", timeout=60).json()["bundles"][0]["images"] == 64
+        assert httpx.post(f"{url}search?id=0", timeout=60).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_without_its_libraries_the_command_names_the_remedy():
+    code = """
+import sys
+sys.modules["uvicorn"] = None
+sys.argv = ["unseen demo", "bundle=x", "gallery=y"]
+from unseen.apps.demo import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.returncode == 2
+    assert "pip install 'unseen-dml[serve]'" in done.stderr
