@@ -133,7 +133,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             _ = checkpoint["state_dict"]
         except Exception:  # unpickling raises whatever the bytes suggest
-            log.warning("%s is not whole: an older checkpoint is taken.", path)
+            log.warning("%s is not whole: an older checkpoint is sought.", path)
             continue
         yield path, checkpoint
 
