@@ -10,7 +10,9 @@ from unseen.config.command_line import (
     UsageError,
     building,
     check_overrides,
+    check_single,
     config_folder,
+    config_of_run,
     help_text,
     load_config,
 )
@@ -86,6 +88,8 @@ def test_a_file_of_the_user_s_own_groups_that_cannot_be_read_is_named(tmp_path, 
 def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path):
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("defaults: [_pairs]\nfunction: {_target_: my.Loss}\n")
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "jobs.yaml").write_text("- no configuration of ours\n")
     check_overrides("train", ["loss=mine"], str(tmp_path))
     with pytest.raises(UsageError, match=r"loss=mime.*did you mean 'mine'.*mine, .*triplet"):
         check_overrides("train", ["loss=mime"], str(tmp_path))
@@ -95,6 +99,26 @@ def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(t
     ):
         with pytest.raises(UsageError, match=f"{folder}: {words}"):
             check_overrides("train", [], str(folder))
+
+
+@pytest.mark.parametrize(
+    ("typed", "missing"), [("data=folder", "data.root"), ("data=csv", "data.path"), ("data=glyphs", None)]
+)
+def test_a_key_without_a_value_is_named_before_anything_is_built(typed, missing):
+    if missing is None:
+        assert config_of_run("train", [typed, "hydra.run.dir=here"], None).run_folder.endswith("/here")
+        return
+    with pytest.raises(UsageError, match=f"{missing} has no value. Give it one: {missing}=<value>"):
+        config_of_run("train", [typed], None)
+
+
+@pytest.mark.parametrize("typed", ["data.root=/a,b", "seed=0,1", "loss=triplet,arcface"])
+def test_several_values_are_refused_where_one_run_is_made(typed):
+    key, _, value = typed.partition("=")
+    with pytest.raises(UsageError, match="several values") as error:
+        check_single(["embedding.size=8", typed])
+    assert f"{key}='{value}'" in str(error.value)
+    check_single([f"{key}='{value}'", "metrics.recall_at=[1,2]"])
 
 
 def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():

@@ -16,16 +16,16 @@ from unseen.tracking.run_folder import CHECKPOINTS
 @command("train", first=check_folder)
 def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
-    # Here, because `--help` and a typing error need not wait for seconds of imports.
-    from unseen.config.run import run
-    from unseen.training.stopping import Stopped
+    with held(Path(config.run_folder)):
+        # Here, because `--help` and a typing error need not wait for seconds of imports.
+        from unseen.config.run import run
+        from unseen.training.stopping import Stopped
 
-    try:
-        with held(Path(config.run_folder)):
+        try:
             record = run(config)
-    except Stopped:
-        print(_going_on(Path(config.run_folder)), file=sys.stderr)
-        raise
+        except Stopped:
+            print(_going_on(Path(config.run_folder)), file=sys.stderr)
+            raise
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 
 

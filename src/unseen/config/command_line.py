@@ -86,7 +86,7 @@ def command(
                     check_overrides(name, arguments.overrides, arguments.config_dir)
                     check_single(arguments.overrides)
                 if first is not None and not (arguments.hydra_help or arguments.cfg or arguments.info):
-                    first(_config_of_run(name, arguments.overrides, arguments.config_dir))
+                    first(config_of_run(name, arguments.overrides, arguments.config_dir))
             run()
 
         return main
@@ -122,7 +122,7 @@ def help_text(config_name: str, config_dir: str | None = None, named: Sequence[s
         UsageError: there is no such group.
     """
     if config_dir:
-        check_own(Path(config_dir))
+        check_own(Path(config_dir), config_folder())
     folders = [config_folder(), *([Path(config_dir)] if config_dir else [])]
     groups = {group.name: group for group in read_groups(folders, config_name)}
     for name in named:
@@ -194,7 +194,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         UsageError: naming the key, the value and the choices.
     """
     if config_dir:
-        check_own(Path(config_dir))
+        check_own(Path(config_dir), config_folder())
     parsed = [_parse(override) for override in overrides]
     _check_values(parsed)
     own = searched(config_dir)
@@ -437,8 +437,12 @@ def load_config(
     return without_hydra(config)
 
 
-def _config_of_run(config_name: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
-    """Resolved, as of a run that starts now."""
+def config_of_run(config_name: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    """Resolved, as of a run that starts now.
+
+    Raises:
+        UsageError: it cannot be composed, or a key has no value.
+    """
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
             composed = compose(
@@ -451,7 +455,11 @@ def _config_of_run(config_name: str, overrides: Sequence[str], config_dir: str |
             folder = str(composed.hydra.run.dir)
         except OmegaConfBaseException as error:
             raise UsageError(f"hydra.run.dir: {in_a_line(error)}") from error
-    return resolved_in(composed, Path(folder))
+    config = resolved_in(composed, Path(folder))
+    # The shortest is the one that others refer to.
+    if missing := sorted(OmegaConf.missing_keys(config), key=len):
+        raise UsageError(f"{missing[0]} has no value. Give it one: {missing[0]}=<value>")
+    return config
 
 
 @contextmanager

@@ -67,8 +67,12 @@ def choices(folders: Sequence[Path], group: str) -> dict[str, str]:
     return {choice: _opening_comment(files[choice]) for choice in sorted(files)}
 
 
-def check_own(folder: Path) -> None:
-    """Refuse a user's own groups (`--config-dir`) of which a file cannot be read.
+def check_own(folder: Path, ours: Path) -> None:
+    """Refuse a user's own folder (`--config-dir`) of which a choice cannot be read.
+
+    Args:
+        folder: the user's; what lies in it beside choices of our groups is not looked at.
+        ours: the configuration folder.
 
     Raises:
         UsageError: naming the file, and the line where there is one.
@@ -76,7 +80,9 @@ def check_own(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"--config-dir {folder}: {what}. Name a folder that holds <group>/<choice>.yaml.")
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(folder.glob("*/*.yaml")):
+        if not (ours / path.parent.name).is_dir():
+            continue
         try:
             content = OmegaConf.load(path)
         except UnicodeDecodeError as error:
@@ -91,7 +97,7 @@ def check_own(folder: Path) -> None:
 
 def _opening_comment(path: Path) -> str:
     words = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):

@@ -8,6 +8,7 @@ from unseen.config.build import build
 from unseen.config.command_line import building
 from unseen.config.values import UsageError, check_devices
 from unseen.data.images import ImageError
+from unseen.retrieval.engine.vectors import NotFiniteError
 from unseen.tracking.record import RunRecord
 from unseen.training.divergence import DivergedError
 from unseen.training.progress import quiet
@@ -39,7 +40,7 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
                     f"frozen (key {expected_key}…, now {made.job_key}). Run the sweep again for new jobs."
                 )
             return execute(made)
-    except DivergedError as error:
+    except (DivergedError, NotFiniteError) as error:
         raise UsageError(str(error)) from error
     except ImageError as error:
         # A loading process puts its traceback before the message.
