@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from omegaconf import DictConfig
 
 from unseen.config.build import build
@@ -10,9 +12,13 @@ from unseen.config.values import UsageError, check_devices
 from unseen.data.images import ImageError
 from unseen.retrieval.engine.vectors import NotFiniteError
 from unseen.tracking.record import RunRecord
+from unseen.tracking.run_folder import LAST
 from unseen.training.divergence import DivergedError
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or of a user's share of one, that has no room."""
 
 
 def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
@@ -26,8 +32,8 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
         The record; none in the helping processes of a distributed run.
 
     Raises:
-        UsageError: a part refuses what it was given, an image cannot be read, training diverges, or
-            the run would be another one than the one that was expected.
+        UsageError: a part refuses what it was given, an image cannot be read, training diverges, the disk is
+            full, or the run would be another one than the one that was expected.
     """
     check_devices(config.trainer)
     try:
@@ -42,6 +48,13 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
             return execute(made)
     except (DivergedError, NotFiniteError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UsageError(
+            f"The run stopped: {error.strerror} (it writes to {config.run_folder}). Make room, then go on: "
+            f"hydra.run.dir={config.run_folder} resume_from={LAST}"
+        ) from error
     except ImageError as error:
         # A loading process puts its traceback before the message.
         message = (
