@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +24,29 @@ def commands() -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the command that the first argument names."""
+    """Run a command; when nobody reads its output any more, leave quietly as tools of a shell do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no λ
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = 128 + 13  # SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {error}. Make room, and run it again.", file=sys.stderr)
+        status = 2
+    else:
+        return
+    # Else Python would flush it once more when it leaves, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status)
+
+
+def _run() -> None:
+    """The command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = commands()
     if name in known:

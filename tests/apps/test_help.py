@@ -65,3 +65,32 @@ def test_a_refusal_loads_no_network(arguments):
     assert status == 2
     assert "error: " in output
     assert not packages & HEAVY
+
+
+def unseen(*arguments, output, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "unseen", *arguments], env=os.environ | environment,
+        stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = unseen("train", "--help", output=writer)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has such a file")
+def test_output_that_has_no_room_is_said_in_words():
+    with open("/dev/full", "w") as full:
+        result = unseen("train", "--help", output=full)
+    assert result.returncode == 2
+    assert result.stderr == "error: [Errno 28] No space left on device. Make room, and run it again.\n"
+
+
+def test_a_terminal_that_lacks_letters_shows_the_others():
+    result = unseen("train", "--help", "adversary", output=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "grl" in result.stdout

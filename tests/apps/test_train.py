@@ -1,5 +1,6 @@
 """The main command as a user types it: from images to a record, and answers in words to what cannot work."""
 
+import csv
 import json
 import os
 import shutil
@@ -90,6 +91,22 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, 
     assert resumed.returncode == 0, resumed.stderr
     metrics = json.loads((tmp_path / "resumed" / "record.json").read_text())["metrics"]
     assert metrics["unseen"] == pytest.approx(whole["unseen"])
+
+
+@pytest.mark.slow
+def test_a_used_folder_is_refused_and_resuming_in_it_goes_on_with_its_run(finished, tiny_run, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    refused = train(tmp_path, tiny_run, "trainer.max_epochs=3")
+    assert refused.returncode == 2
+    assert "belongs to a run already" in refused.stderr.splitlines()[-1]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    resumed = train(tmp_path, tiny_run, "trainer.max_epochs=3", "resume_from=last", "pictures=false")
+    assert resumed.returncode == 0, resumed.stderr
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
+    assert epochs == ["0", "1", "2"]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"002.ckpt", "last.ckpt"}
 
 
 @pytest.mark.slow

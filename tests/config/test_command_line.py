@@ -10,7 +10,10 @@ from unseen.config.command_line import (
     UsageError,
     building,
     check_overrides,
+    check_single,
     config_folder,
+    config_of_run,
+    help_text,
     load_config,
 )
 from unseen.config.values import check_devices
@@ -38,7 +41,9 @@ from unseen.retrieval import evaluate
         ("seed=-1", ["seed=-1", "from 0"]),
         ("++seed=-1", ["seed=-1", "from 0"]),
         ("seed=0,1,-1", ["'seed'", "got -1"]),
-        ("data.image_size=0", ["data.image_size=0", "from 1"]),
+        ("data.image_size=7", ["data.image_size=7", "from 8"]),
+        ("+data.foo=3", ["+data.foo=3", "nothing reads a key 'data.foo'", "cache_size"]),
+        ("++date=3", ["++date=3", "did you mean 'data'"]),
         ("adversary.sees=foo", ["adversary.sees=foo", "fused or embedding"]),
         ("metrics.recall_at=3", ["metrics.recall_at=3", "a list"]),
         ("metrics.recall_at=[0]", ["metrics.recall_at=[0]", "from 1"]),
@@ -53,6 +58,67 @@ def test_wrong_overrides_are_refused_in_words(override, words):
     for word in words:
         assert word in str(error.value)
     assert "?." not in str(error.value)
+
+
+def test_a_key_of_the_user_s_own_may_be_added_for_others_to_refer_to():
+    check_overrides("train", ["+rate=0.1", "optimizer.learning_rates.head=${rate}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no keys"),
+        (b"- a\n", "holds no keys"),
+        (b"a: [1\nb: 2\n", "is not YAML.*line 2"),
+        ("# für\n".encode("latin-1"), "is not UTF-8 text"),
+        ("a: 1\n".encode("utf-16"), "is not UTF-8 text"),
+    ],
+)
+def test_a_file_of_the_user_s_own_groups_that_cannot_be_read_is_named(tmp_path, content, words):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_bytes(content)
+    for look in (
+        lambda: check_overrides("train", ["loss=mine"], str(tmp_path)),
+        lambda: help_text("train", str(tmp_path)),
+    ):
+        with pytest.raises(UsageError, match=rf"loss/mine\.yaml' {words}"):
+            look()
+
+
+def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("defaults: [_pairs]\nfunction: {_target_: my.Loss}\n")
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "jobs.yaml").write_text("- no configuration of ours\n")
+    check_overrides("train", ["loss=mine"], str(tmp_path))
+    with pytest.raises(UsageError, match=r"loss=mime.*did you mean 'mine'.*mine, .*triplet"):
+        check_overrides("train", ["loss=mime"], str(tmp_path))
+    for folder, words in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "loss" / "mine.yaml", "is a file"),
+    ):
+        with pytest.raises(UsageError, match=f"{folder}: {words}"):
+            check_overrides("train", [], str(folder))
+
+
+@pytest.mark.parametrize(
+    ("typed", "missing"), [("data=folder", "data.root"), ("data=csv", "data.path"), ("data=glyphs", None)]
+)
+def test_a_key_without_a_value_is_named_before_anything_is_built(typed, missing):
+    if missing is None:
+        assert config_of_run("train", [typed, "hydra.run.dir=here"], None).run_folder.endswith("/here")
+        return
+    with pytest.raises(UsageError, match=f"{missing} has no value. Give it one: {missing}=<value>"):
+        config_of_run("train", [typed], None)
+
+
+@pytest.mark.parametrize("typed", ["data.root=/a,b", "seed=0,1", "loss=triplet,arcface"])
+def test_several_values_are_refused_where_one_run_is_made(typed):
+    key, _, value = typed.partition("=")
+    with pytest.raises(UsageError, match="several values") as error:
+        check_single(["embedding.size=8", typed])
+    assert f"{key}='{value}'" in str(error.value)
+    check_single([f"{key}='{value}'", "metrics.recall_at=[1,2]"])
 
 
 def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
@@ -71,6 +137,7 @@ def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
         "loss=triplet,norm_softmax",
         "trainer.max_epochs=1,2",
         "+trainer.accumulate_grad_batches=2",
+        "++data.workers=2",
         "++seed=4",
         "optimizer.learning_rates.head=1e-2",
         "trainer.gradient_clip_val=null",

@@ -211,3 +211,11 @@ def test_few_classes_all_stand_in_each_batch_and_it_is_said_once(caplog: pytest.
     assert [record.message for record in caplog.records] == [
         "sampler.classes_per_batch=16: the training split has 3 classes; each batch has all of them."
     ]
+
+
+def test_more_images_than_any_class_has_are_repeated_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    ClassBalanced(labels_of([10, 7]), classes_per_batch=2, images_per_class=10, seed=0)
+    assert not caplog.messages
+    ClassBalanced(labels_of([10, 7]), classes_per_batch=2, images_per_class=50, seed=0)
+    [warning] = caplog.messages
+    assert warning.startswith("sampler.images_per_class=50: no training class has more than 10 images")

@@ -77,6 +77,16 @@ def test_finds_nested_and_odd_names_and_ignores_what_is_no_image(tree: Tree) -> 
     assert read_folder(root).paths == ("b/deep/0.png", "b/deep/1.png", "with space/Ünï 1.PNG")
 
 
+def test_hidden_folders_of_images_are_no_classes_and_named(
+    tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree({"a": 1, "b": 1, ".secret": 1})
+    (root / ".cache").mkdir()
+    assert read_folder(root).class_names == ("a", "b")
+    [warning] = caplog.messages
+    assert "they hold images: .secret. To use" in warning
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there a backslash divides folders")
 def test_a_backslash_in_a_name_stays_one(tree: Tree) -> None:
     root = tree({"a": 1, "b": 1})

@@ -73,6 +73,8 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("path,label,left\na/0.png,x,1\n", "only left of the box"),
         ("path,label,left,top,right,bottom\na/0.png,x,1,1,2.5,3\na/1.png,y,1,1,2,3\n", "whole numbers"),
         ("", "'path' is missing"),
+        ("path,label\na/0.png,x\na/1.png,y\na/0.png,x\n", "rows 1 and 3 are of the same image, 'a/0.png'"),
+        ("path,label\na/0.png,x\na/0.png,y\n", "rows 1 and 2 are of the same image"),
         (
             "path,label,class\na/0.png,0,cat\na/1.png,0,dog\n",
             "row 2 has label '0' and class 'dog'.*earlier row label '0' and class 'cat'",
@@ -89,6 +91,20 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
 def test_refuses(tree: Tree, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_table(tree({"a": 2}), text)
+
+
+def test_a_table_in_another_encoding_is_refused(tree: Tree) -> None:
+    root = tree({"a": 2})
+    text = "path,label\na/0.png,\u00e9\na/1.png,y\n"
+    for encoding, message in (("utf-16", "is UTF-16 text"), ("latin-1", r"'\\udce9' is not UTF-8 text")):
+        (root / "other.csv").write_bytes(text.encode(encoding))
+        with pytest.raises(ManifestError, match=message):
+            table.read(root / "other.csv", root=None, split=None, train_fraction=0.5, seed=0, listed="test")
+
+
+def test_a_picture_of_several_objects_stands_once_for_each(tree: Tree) -> None:
+    text = "path,label,left,top,right,bottom\na/0.png,x,0,0,4,4\na/0.png,y,4,4,8,8\n"
+    assert len(read_table(tree({"a": 1}), text)) == 2
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:

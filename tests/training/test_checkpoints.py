@@ -1,5 +1,6 @@
 """Going on from a checkpoint: the best epoch is remembered; another network is refused."""
 
+import os
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from unseen.training.checkpoints import Checkpoints, check_resumable
+from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
 
 
 class Scored(LightningModule):
@@ -94,6 +95,50 @@ def test_a_checkpoint_of_another_split_or_configuration_is_refused_by_name(tmp_p
     check_resumable(learner, tmp_path / "own.ckpt", more_epochs)
     with pytest.raises(ValueError, match=words):
         check_resumable(learner, tmp_path / "own.ckpt", OWN | changes)
+
+
+@pytest.mark.parametrize(("epoch", "most", "refused"), [(1, 2, False), (2, 2, True), (9, -1, False)])
+def test_a_checkpoint_of_more_epochs_than_are_wanted_is_refused(tmp_path, epoch, most, refused):
+    learner = nn.Linear(1, 1)
+    torch.save({"state_dict": learner.state_dict(), "unseen": OWN, "epoch": epoch}, tmp_path / "own.ckpt")
+    own = OWN | {"config": OWN["config"] | {"trainer.max_epochs": most}}
+    if not refused:
+        check_resumable(learner, tmp_path / "own.ckpt", own)
+        return
+    with pytest.raises(ValueError, match=r"is of epoch 3, past trainer\.max_epochs=2"):
+        check_resumable(learner, tmp_path / "own.ckpt", own)
+
+
+def save(path, age, identity=OWN, cut=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {"weight": torch.ones(1000)}, "unseen": identity}, path)
+    if cut:
+        path.write_bytes(path.read_bytes()[:1000])
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def test_last_is_the_newest_checkpoint_of_the_folder_that_is_whole(tmp_path):
+    save(tmp_path / "beside" / "checkpoints" / "last.ckpt", age=0)
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", age=1, cut=True)
+    whole = save(tmp_path / "run" / "checkpoints" / "001.ckpt", age=2)
+    save(tmp_path / "run" / "checkpoints" / "000.ckpt", age=3)
+    assert newest_of(tmp_path / "run", OWN) == whole
+    for name in ("001", "000"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"none of the 1 checkpoints in .* can be read.*hydra\.run\.dir"):
+        newest_of(tmp_path / "run", OWN)
+
+
+def test_without_one_of_its_own_last_is_that_of_the_newest_run_beside_it_with_the_same_settings(tmp_path):
+    save(tmp_path / "a" / "checkpoints" / "last.ckpt", age=3)
+    newest = save(tmp_path / "b" / "checkpoints" / "last.ckpt", age=2)
+    save(tmp_path / "seed1" / "checkpoints" / "last.ckpt", 1, OWN | {"config": OWN["config"] | {"seed": 1}})
+    save(tmp_path / "split" / "checkpoints" / "last.ckpt", 1, OWN | {"split": "t" * 64})
+    more_epochs = OWN | {"config": OWN["config"] | {"trainer.max_epochs": 9}}
+    assert newest_of(tmp_path / "new", more_epochs) == newest
+    with pytest.raises(ValueError, match=r"of the 4 checkpoints in .* none is of a run with these settings"):
+        newest_of(tmp_path / "new", OWN | {"config": {"seed": 5}})
 
 
 def test_a_checkpoint_says_of_which_run_it_is_and_durations_add_up(tmp_path):

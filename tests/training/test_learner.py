@@ -73,6 +73,13 @@ def test_each_part_of_a_weighted_sum_is_logged(tiny_run, tmp_path):
     assert logged["train/metric_loss"].item() == pytest.approx(total.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("margin", "share"), [(5.0, 0.0), (-5.0, 1.0)])
+def test_the_share_of_batches_that_hold_no_triplet_to_learn_from_is_logged(tiny_run, tmp_path, margin, share):
+    typed = ["loss=triplet", "miner=none", f"loss.function.margin={margin}", "sampler.classes_per_batch=4"]
+    run = fitted(made(tiny_run, tmp_path, *typed))
+    assert run.trainer.callback_metrics["train/batches_without_pairs"].item() == share
+
+
 def test_during_the_warm_up_the_backbone_rests_and_the_head_learns(tiny_run, tmp_path):
     run = made(tiny_run, tmp_path, "optimizer.frozen_backbone_epochs=1", "sampler.classes_per_batch=4")
     backbone = {name: value.clone() for name, value in run.learner.embedder.backbone.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from unseen.config.command_line import explained
+from unseen.config.folder import is_helper
 from unseen.config.freeze import thaw
 from unseen.config.values import UsageError
 from unseen.sweep.job import Attempt, Job, State
@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(folders[0]).resolve()
         config = thaw(folder)
     job = Job(folder.name, "", folder)
-    if _is_helper():
+    if is_helper():
         raise SystemExit(_run(job, config))
     try:
         with locked(folder, lock):
@@ -54,11 +54,6 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     raise SystemExit(status)
-
-
-def _is_helper() -> bool:
-    """Whether this is not the first process of a distributed run, which holds the lock for all."""
-    return any(int(os.environ.get(name) or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def _attempt(job: Job, config: DictConfig) -> int:

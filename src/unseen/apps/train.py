@@ -9,26 +9,29 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unseen.config.command_line import command
+from unseen.config.folder import check_folder, held
+from unseen.tracking.run_folder import CHECKPOINTS
 
 
-@command("train")
+@command("train", first=check_folder)
 def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
-    # Here, because `--help` and a typing error need not wait for seconds of imports.
-    from unseen.config.run import run
-    from unseen.training.stopping import Stopped
+    with held(Path(config.run_folder)):
+        # Here, because `--help` and a typing error need not wait for seconds of imports.
+        from unseen.config.run import run
+        from unseen.training.stopping import Stopped
 
-    try:
-        record = run(config)
-    except Stopped:
-        print(_going_on(Path(config.run_folder)), file=sys.stderr)
-        raise
+        try:
+            record = run(config)
+        except Stopped:
+            print(_going_on(Path(config.run_folder)), file=sys.stderr)
+            raise
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 
 
 def _going_on(folder: Path) -> str:
     """What is left of a run that was stopped, and the command that goes on with it."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / CHECKPOINTS / "last.ckpt"
     if not last.is_file():
         return "Stopped before the first checkpoint."
     earlier = ("resume_from=", "hydra.run.dir=")

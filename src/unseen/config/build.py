@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from unseen.config.identity import key_of, plain, weights_hash
@@ -26,7 +26,8 @@ from unseen.nn.embedder import Embedder
 from unseen.retrieval import evaluate
 from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
-from unseen.training.checkpoints import Checkpoints, check_resumable
+from unseen.tracking.run_folder import CHECKPOINTS, LAST
+from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
 from unseen.workflow.preflight import look_before
 from unseen.workflow.run import EvaluationSettings, Run
@@ -84,7 +85,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         "manifest": data.manifest.content_hash,
         "config": essential(content),
     }
-    resume_from = None if config.resume_from is None else Path(config.resume_from).expanduser()
+    resume_from = _resume_from(config.resume_from, folder, identity)
     if resume_from is not None:
         check_resumable(learner, resume_from, identity)
     look_before(
@@ -124,12 +125,22 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     )
 
 
+def _resume_from(typed: str | None, folder: Path, identity: dict[str, Any]) -> Path | None:
+    if typed is None:
+        return None
+    if typed == LAST:
+        path = newest_of(folder, identity)
+        print(f"Goes on from {path}.", flush=True)
+        return path
+    return Path(typed).expanduser()
+
+
 def build_embedder(
     config: DictConfig, backbone: Backbone | None = None, fusion: Callable[..., nn.Module] | None = None
 ) -> Embedder:
     """The network alone; a backbone or fusion that is given takes the place of the config's."""
     return Embedder(
-        backbone or instantiate(config.backbone), fusion or instantiate(config.fusion), **config.embedding
+        backbone or instantiate(config.backbone), fusion or _made(config, "fusion"), **config.embedding
     )
 
 
@@ -137,8 +148,8 @@ def _build_learner(
     config: DictConfig, evaluation: Callable[..., Any], given: Given
 ) -> tuple[MetricLearner, DataModule]:
     # Cheap parts first: a wrong loss should not wait for images to be listed.
-    loss = given.loss or instantiate(config.loss)
-    adversary = given.adversary or instantiate(config.adversary)
+    loss = given.loss or _made(config, "loss")
+    adversary = given.adversary or _made(config, "adversary")
     optimization = instantiate(config.optimizer)
     embedder = given.embedder or build_embedder(config)
     size = int(embedder.projection.out_features)
@@ -154,6 +165,16 @@ def _build_learner(
         channels_last=config.channels_last,
     )
     return learner, data
+
+
+def _made(config: DictConfig, group: str) -> Any:
+    part = instantiate(config[group])
+    if isinstance(part, DictConfig | ListConfig):
+        raise ValueError(
+            f"{group}={config.choices.get(group)}: there is no _target_ in it, so nothing can be made of it. "
+            "It names a class or a function, such as my_package.Spread."
+        )
+    return part
 
 
 def _check_positives(loss: nn.Module, images_per_class: int | None) -> None:
@@ -174,8 +195,8 @@ def build_data(config: DictConfig, collection: ImageCollection | None = None) ->
     manifest, images = _images(config, collection)
     return DataModule(
         manifest,
-        instantiate(config.protocol),
-        instantiate(config.sampler),
+        _made(config, "protocol"),
+        _made(config, "sampler"),
         instantiate(config.transforms),
         seed=config.seed,
         images=images,
@@ -214,7 +235,7 @@ def _build_trainer(
     validates = len(data.split.validation) > 0
     checkpoint = Checkpoints(
         identity,
-        dirpath=card.folder / "checkpoints",
+        dirpath=card.folder / CHECKPOINTS,
         filename="{epoch:03d}",
         monitor=MONITOR if validates else None,
         mode="max",

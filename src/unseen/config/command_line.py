@@ -23,11 +23,13 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from unseen.config.groups import overview, read_groups
+from unseen.config.groups import check_own, choices, overview, read_groups
 from unseen.config.values import UsageError, check_value
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
 SEVERAL_TYPES = {"trainer.devices"}
+# Parents of keys that are read one by one: a new key beside them would do nothing. The root is one.
+READ_BY_NAME = ("", "data")
 
 
 def config_folder() -> Path:
@@ -41,11 +43,14 @@ def config_folder() -> Path:
     return folder
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, first: Callable[[DictConfig], None] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Turn a function of a config into a command line: Hydra, with overrides checked first.
 
     Args:
         config_name: primary config in the configuration folder.
+        first: looks at the resolved config before Hydra writes into the folder of the run.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -79,6 +84,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     raise SystemExit(sweep(arguments.overrides, arguments.config_dir, name))
                 if not arguments.hydra_help:
                     check_overrides(name, arguments.overrides, arguments.config_dir)
+                    check_single(arguments.overrides)
+                if first is not None and not (arguments.hydra_help or arguments.cfg or arguments.info):
+                    first(config_of_run(name, arguments.overrides, arguments.config_dir))
             run()
 
         return main
@@ -113,6 +121,8 @@ def help_text(config_name: str, config_dir: str | None = None, named: Sequence[s
     Raises:
         UsageError: there is no such group.
     """
+    if config_dir:
+        check_own(Path(config_dir), config_folder())
     folders = [config_folder(), *([Path(config_dir)] if config_dir else [])]
     groups = {group.name: group for group in read_groups(folders, config_name)}
     for name in named:
@@ -183,23 +193,29 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
     Raises:
         UsageError: naming the key, the value and the choices.
     """
+    if config_dir:
+        check_own(Path(config_dir), config_folder())
     parsed = [_parse(override) for override in overrides]
     _check_values(parsed)
     own = searched(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
         for override in groups:
-            _check_choice(override, own)
-        for choices in _choices(groups):
+            _check_choice(override, config_dir)
+        for chosen in _choices(groups):
             try:
-                config = compose(config_name, overrides=[*own, *choices])
+                config = compose(config_name, overrides=[*own, *chosen])
             except HydraException as error:
-                raise UsageError(str(error)) from error
+                raise UsageError(in_a_line(error)) from error
             # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
             content = _plain_content(config)
             for override in parsed:
-                if override not in groups and override.type.name == "CHANGE" and not _is_hydras(override):
-                    _check_key(override, content, choices)
+                if override in groups or _is_hydras(override):
+                    continue
+                if override.is_add() or override.is_force_add():
+                    _check_addition(override, content, overrides)
+                elif override.type.name == "CHANGE":
+                    _check_key(override, content, chosen)
                     _check_type(override, content)
 
 
@@ -247,10 +263,28 @@ def _parse(override: str) -> Override:
 
 def unreadable(override: str, error: HydraException) -> UsageError:
     """What is said of an override that the grammar refuses."""
-    reason = str(error).splitlines()[0]
+    reason = in_a_line(error)
     return UsageError(
         f"{override}: cannot be read ({reason}). Wanted key=value or group=choice.{_quoting(override)}"
     )
+
+
+def in_a_line(error: Exception) -> str:
+    """The first line of what Hydra or OmegaConf says: below it they speak of themselves."""
+    return str(error).splitlines()[0].rstrip()
+
+
+def check_single(overrides: Sequence[str]) -> None:
+    """Refuse several values where one run is made.
+
+    Raises:
+        UsageError: naming them, and how one value that holds a comma is typed.
+    """
+    for word in overrides:
+        if _parse(word).is_sweep_override():
+            raise UsageError(
+                f"{word}: several values, and this is one run. A run of each: unseen sweep.{_quoting(word)}"
+            )
 
 
 def _quoting(override: str) -> str:
@@ -288,17 +322,37 @@ def _plain(override: Override, value: Any) -> str:
     return f"{prefix}{group}={'null' if value is None else value}"
 
 
-def _check_choice(override: Override, own: Sequence[str]) -> None:
-    if override.type.name == "DEL" or own:  # a user's own folder may add choices: Hydra names them itself
+def _check_choice(override: Override, config_dir: str | None) -> None:
+    if override.type.name == "DEL":
         return
-    choices = _group_options(override.key_or_group)
+    group = override.key_or_group
+    own = choices([Path(config_dir)], group) if config_dir else {}
+    known = sorted({*_group_options(group), *own})
     for value in _values(override):
-        if value is None or isinstance(value, list) or str(value) in choices:
+        if value is None or isinstance(value, list) or str(value) in known:
             continue
         raise UsageError(
-            f"{override.key_or_group}={value}: there is no such choice{_suggestion(str(value), choices)} "
-            f"Choices for '{override.key_or_group}': {', '.join(choices)}."
+            f"{group}={value}: there is no such choice{_suggestion(str(value), known)} "
+            f"Choices for '{group}': {', '.join(known)}."
         )
+
+
+def _check_addition(override: Override, content: dict[str, Any], typed: Sequence[str]) -> None:
+    """Whatever else is added reaches a constructor, which refuses what it does not know."""
+    key = override.key_or_group
+    parent, _, name = key.rpartition(".")
+    node = content.get(parent) if parent else content
+    if parent not in READ_BY_NAME or not isinstance(node, dict) or name in node:
+        return
+    is_referred_to = any(f"${{{key}}}" in word for word in typed)
+    if is_referred_to or _group_options(key, ObjectType.GROUP):
+        return
+    names = sorted(str(other) for other in node if not str(other).startswith("_"))
+    where = f"'{parent}' has the keys" if parent else "Keys"
+    raise UsageError(
+        f"{override.input_line}: nothing reads a key '{key}'{_suggestion(name, names)} "
+        f"{where}: {', '.join(names)}."
+    )
 
 
 def _check_key(override: Override, content: dict[str, Any], choices: Sequence[str]) -> None:
@@ -317,9 +371,11 @@ def _check_key(override: Override, content: dict[str, Any], choices: Sequence[st
         groups = [] if parent else _group_options("", ObjectType.GROUP)
         names = sorted({str(name) for name in (*node, *groups) if not str(name).startswith("_")} - {"hydra"})
         where = f"'{parent}' has the keys" if parent else "Groups and keys"
+        is_closed = parent in READ_BY_NAME
+        plus = "" if is_closed else f" (A new key is added with a plus: +{override.input_line})"
         raise UsageError(
             f"{override.input_line}: there is no key '{override.key_or_group}'{_suggestion(part, names)} "
-            f"{where}: {', '.join(names)}. (A new key is added with a plus: +{override.input_line})"
+            f"{where}: {', '.join(names)}.{plus}"
         )
 
 
@@ -381,26 +437,69 @@ def load_config(
     return without_hydra(config)
 
 
+def config_of_run(config_name: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    """Resolved, as of a run that starts now.
+
+    Raises:
+        UsageError: it cannot be composed, or a key has no value.
+    """
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        try:
+            composed = compose(
+                config_name, overrides=[*searched(config_dir), *overrides], return_hydra_config=True
+            )
+        except HydraException as error:
+            raise UsageError(in_a_line(error)) from error
+    with _as_hydras(composed):
+        try:
+            folder = str(composed.hydra.run.dir)
+        except OmegaConfBaseException as error:
+            raise UsageError(f"hydra.run.dir: {in_a_line(error)}") from error
+    config = resolved_in(composed, Path(folder))
+    # The shortest is the one that others refer to.
+    if missing := sorted(OmegaConf.missing_keys(config), key=len):
+        raise UsageError(f"{missing[0]} has no value. Give it one: {missing[0]}=<value>")
+    return config
+
+
+@contextmanager
+def _as_hydras(config: DictConfig) -> Iterator[None]:
+    """Within it, `${hydra:…}` refers to this config."""
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    holder.set_config(config)
+    try:
+        yield
+    finally:
+        holder.cfg = before
+
+
+def resolved_in(composed: DictConfig, folder: Path) -> DictConfig:
+    """What `without_hydra` gives of a run in this folder.
+
+    Raises:
+        UsageError: a key that another one needs has no value.
+    """
+    with read_write(composed.hydra), open_dict(composed):
+        composed.hydra.runtime.output_dir = str(Path(folder).resolve())
+    return without_hydra(composed)
+
+
 def without_hydra(config: DictConfig) -> DictConfig:
     """The same config with all interpolations resolved, so that nothing global is needed any more.
 
     Raises:
         UsageError: a key that another one needs has no value.
     """
-    holder = HydraConfig.instance()
-    before = holder.cfg
     resolved = copy.deepcopy(config)
     with open_dict(resolved):
         del resolved.hydra
-    holder.set_config(config)
     try:
-        with open_dict(resolved):
+        with _as_hydras(config), open_dict(resolved):
             for key in resolved:
                 _resolve(resolved, str(key))
     except OmegaConfBaseException as error:
-        raise UsageError(str(error).splitlines()[0]) from error
-    finally:
-        holder.cfg = before
+        raise UsageError(in_a_line(error)) from error
     return resolved
 
 

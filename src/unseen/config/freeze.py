@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
-from unseen.config.command_line import building, config_folder, searched, without_hydra
+from unseen.config.command_line import building, config_folder, in_a_line, resolved_in, searched
 from unseen.config.identity import Splits, key_of, plain
 from unseen.config.values import UsageError
 from unseen.files import replacing
@@ -66,19 +66,19 @@ class Freezer:
         """
         composed = self._compose(overrides)
         # Where it lies is not known yet, and is not part of what it is.
-        config = _resolved(composed, root)
+        config = resolved_in(composed, root)
         with building():
             split = self._splits.of(config)
             key = key_of(plain(config), split.fingerprint)
         folder = Path(root).resolve() / f"{_readable(config)}_{key[:8]}"
-        return Frozen(Job(name or folder.name, key, folder), _resolved(composed, folder), split.validates)
+        return Frozen(Job(name or folder.name, key, folder), resolved_in(composed, folder), split.validates)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             try:
                 return compose(self.config_name, overrides=[*self._own, *overrides], return_hydra_config=True)
             except HydraException as error:
-                raise UsageError(f"{' '.join(overrides)}: {error}") from error
+                raise UsageError(f"{' '.join(overrides)}: {in_a_line(error)}") from error
 
 
 def thaw(folder: Path) -> DictConfig:
@@ -93,12 +93,6 @@ def thaw(folder: Path) -> DictConfig:
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config
-
-
-def _resolved(composed: DictConfig, folder: Path) -> DictConfig:
-    with read_write(composed.hydra), open_dict(composed):
-        composed.hydra.runtime.output_dir = str(Path(folder).resolve())
-    return without_hydra(composed)
 
 
 def _readable(config: DictConfig) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from unseen.config.values import UsageError
+
 
 class Group(NamedTuple):
     """One group: `name=choice` on the command line.
@@ -65,9 +67,37 @@ def choices(folders: Sequence[Path], group: str) -> dict[str, str]:
     return {choice: _opening_comment(files[choice]) for choice in sorted(files)}
 
 
+def check_own(folder: Path, ours: Path) -> None:
+    """Refuse a user's own folder (`--config-dir`) of which a choice cannot be read.
+
+    Args:
+        folder: the user's; what lies in it beside choices of our groups is not looked at.
+        ours: the configuration folder.
+
+    Raises:
+        UsageError: naming the file, and the line where there is one.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UsageError(f"--config-dir {folder}: {what}. Name a folder that holds <group>/<choice>.yaml.")
+    for path in sorted(folder.glob("*/*.yaml")):
+        if not (ours / path.parent.name).is_dir():
+            continue
+        try:
+            content = OmegaConf.load(path)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"'{path}' is not UTF-8 text ({error}). Save it as UTF-8.") from error
+        except OSError as error:
+            raise UsageError(f"'{path}' cannot be read: {error.strerror or 'it is not YAML'}.") from error
+        except Exception as error:  # the YAML library's own, which OmegaConf lets through
+            raise UsageError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(content, DictConfig) or not path.read_text(encoding="utf-8").strip():
+            raise UsageError(f"'{path}' holds no keys. Wanted lines such as 'key: value', or no such file.")
+
+
 def _opening_comment(path: Path) -> str:
     words = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):

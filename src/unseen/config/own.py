@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from unseen.config.command_line import check_overrides, config_folder, searched
+from unseen.config.command_line import check_overrides, config_folder, in_a_line, searched
 from unseen.config.groups import read_groups
 from unseen.config.values import UsageError
 from unseen.sweep.lock import KINDS
@@ -41,7 +41,7 @@ def own_settings(own: Sequence[str], config_name: str, config_dir: str | None) -
         try:
             settings = compose(config_name, overrides=[*searched(config_dir), *own])
         except HydraException as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(in_a_line(error)) from error
     if settings.lock not in KINDS:
         raise UsageError(f"lock={settings.lock}: choices are {', '.join(KINDS)}.")
     return settings

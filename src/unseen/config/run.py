@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+
 from omegaconf import DictConfig
 
 from unseen.config.build import build
 from unseen.config.command_line import building
 from unseen.config.values import UsageError, check_devices
 from unseen.data.images import ImageError
+from unseen.retrieval.engine.vectors import NotFiniteError
 from unseen.tracking.record import RunRecord
+from unseen.tracking.run_folder import LAST
 from unseen.training.divergence import DivergedError
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or of a user's share of one, that has no room."""
 
 
 def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
@@ -25,8 +32,8 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
         The record; none in the helping processes of a distributed run.
 
     Raises:
-        UsageError: a part refuses what it was given, an image cannot be read, training diverges, or
-            the run would be another one than the one that was expected.
+        UsageError: a part refuses what it was given, an image cannot be read, training diverges, the disk is
+            full, or the run would be another one than the one that was expected.
     """
     check_devices(config.trainer)
     try:
@@ -39,8 +46,15 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
                     f"frozen (key {expected_key}…, now {made.job_key}). Run the sweep again for new jobs."
                 )
             return execute(made)
-    except DivergedError as error:
+    except (DivergedError, NotFiniteError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UsageError(
+            f"The run stopped: {error.strerror} (it writes to {config.run_folder}). Make room, then go on: "
+            f"hydra.run.dir={config.run_folder} resume_from={LAST}"
+        ) from error
     except ImageError as error:
         # A loading process puts its traceback before the message.
         message = (

@@ -65,7 +65,7 @@ class ListOf(NamedTuple):
 # Key, with * for any name → what it takes.
 VALUES: dict[str, Limits | OneOf | ListOf] = {
     "seed": Limits(0, 2**32 - 1),
-    "data.image_size": Limits(1),
+    "data.image_size": Limits(8),  # below, a network sees its own padding
     "optimizer.learning_rates.*": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
     "adversary.sees": OneOf(("fused", "embedding")),

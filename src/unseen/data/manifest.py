@@ -39,8 +39,8 @@ class Manifest:
         super_classes: optional `N` names of super-classes.
 
     Raises:
-        ManifestError: lengths differ, a label or role is unknown, a class name repeats, a class or
-            an image is both in training and in test, or the manifest is empty.
+        ManifestError: lengths differ, a label or role is unknown, a class name repeats or is no text, a class
+            or an image is both in training and in test, or the manifest is empty.
     """
 
     root: Path
@@ -92,6 +92,11 @@ class Manifest:
             seen: set[str] = set()
             repeated = next(name for name in self.class_names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise ManifestError(f"Class name '{repeated}' stands twice. Class names must be distinct.")
+        strange = next((name for name in self.class_names if not _is_text(name)), None)
+        if strange is not None:  # as escapes: its bytes cannot be printed
+            raise ManifestError(
+                f"Class name {strange!a} is not UTF-8 text. Rename its folder, or save its table as UTF-8."
+            )
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ManifestError(
                 f"Labels run from {self.labels.min()} to {self.labels.max()}, "
@@ -211,3 +216,12 @@ def _from_rows(rows: list[dict[str, Any]], root: Path) -> Manifest:
         boxes=np.array([[int(row[edge]) for edge in COLUMNS[4:8]] for row in rows]) if has_boxes else None,
         super_classes=tuple(row["super_class"] for row in rows) if has_super_classes else None,
     )
+
+
+def _is_text(name: str) -> bool:
+    """Not so for the bytes of a file name in another encoding, which no record could hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

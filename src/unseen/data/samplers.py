@@ -152,6 +152,12 @@ class ClassBalanced(ResumableBatchSampler):
             raise ValueError(f"sampler.images_per_class={images_per_class}: wanted at least 1.")
         by_class = np.argsort(labels, kind="stable")
         self.members = np.split(by_class, np.searchsorted(labels[by_class], classes[1:]))
+        largest = max(map(len, self.members))
+        if images_per_class > largest:
+            _say_once(
+                f"sampler.images_per_class={images_per_class}: no training class has more than {largest} "
+                "images; each comes several times in a batch."
+            )
         self.classes_per_batch = min(classes_per_batch, len(classes))
         self.images_per_class = images_per_class
 

@@ -76,7 +76,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"weights='{path}' could not be read as weights: {error}") from error
+        # Not PyTorch's own words, which advise to run what is in the file.
+        raise ValueError(
+            f"weights='{path}' could not be read as weights ({type(error).__name__}). Wanted a .safetensors "
+            "file, or a .pth file that holds nothing but tensors."
+        ) from error
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, Mapping) and key in content else content
     return {key.removeprefix("module."): value for key, value in content.items()}

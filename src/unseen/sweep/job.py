@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unseen.sweep.lock import holder
 from unseen.tracking.record import RunRecord
+from unseen.tracking.run_folder import checkpoints
 
 FROZEN = "job.yaml"
 """In a job's folder: all that it does, resolved."""
@@ -91,8 +92,7 @@ class Job:
     @property
     def checkpoints(self) -> list[Path]:
         """From which it can go on, the newest first."""
-        found = (self.folder / "checkpoints").glob("*.ckpt")
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return checkpoints(self.folder)
 
     @property
     def attempts(self) -> list[Attempt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from unseen.tracking.run_folder import CHECKPOINTS, LAST, checkpoints, newest_first
 from unseen.training.divergence import DivergedError
 from unseen.training.stopping import StoppedWithinStepError
 
@@ -51,6 +52,7 @@ class Checkpoints(ModelCheckpoint):
         self.identity = dict(identity or {})
         self.save_every = save_every
         self.earlier_seconds = 0.0
+        self.resumed_step: int | None = None
         self._started: float | None = None
         self._saved = 0.0
         self._random: dict[str, Any] = {}
@@ -99,6 +101,7 @@ class Checkpoints(ModelCheckpoint):
     ) -> None:
         """Go on counting."""
         self.earlier_seconds = float(checkpoint.get(IDENTITY, {}).get("train_seconds", 0.0))
+        self.resumed_step = checkpoint.get("global_step")
         self._random = checkpoint.get(RANDOM, {})
         _give_back_unused(checkpoint)
 
@@ -121,14 +124,48 @@ def _give_back_unused(checkpoint: dict[str, Any]) -> None:
 
 def newest_whole(paths: Sequence[Path]) -> Path | None:
     """The first of these checkpoints that can be read; a process may have been killed while it wrote one."""
+    return next((path for path, _ in _whole(paths)), None)
+
+
+def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in paths:
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # unpickling raises whatever the bytes suggest
-            log.warning("%s is not whole (%s): an older checkpoint is taken.", path, error)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _ = checkpoint["state_dict"]
+        except Exception:  # unpickling raises whatever the bytes suggest
+            log.warning("%s is not whole: an older checkpoint is sought.", path)
             continue
+        yield path, checkpoint
+
+
+def newest_of(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """The newest checkpoint that can be read: of the run in a folder or, where there is none, of those beside
+    it the newest that this run can go on from.
+
+    Args:
+        folder: of the run.
+        identity: of the run that is to go on.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = checkpoints(folder)
+    if own:
+        if (path := newest_whole(own)) is None:
+            raise ValueError(
+                f"resume_from={LAST}: none of the {len(own)} checkpoints in {folder / CHECKPOINTS} can be "
+                "read. Start anew in another folder: hydra.run.dir=<folder>"
+            )
         return path
-    return None
+    beside = newest_first(list(folder.parent.glob(f"*/{CHECKPOINTS}/*.ckpt")))
+    for path, checkpoint in _whole(beside):
+        if not _obstacles(checkpoint.get(IDENTITY, {}), identity):
+            return path
+    raise ValueError(
+        f"resume_from={LAST}: of the {len(beside)} checkpoints in {folder.parent} none is of a run with "
+        "these settings. Repeat that run's overrides, or name its folder (hydra.run.dir=<folder>) or its "
+        "checkpoint (resume_from=<file>)."
+    )
 
 
 def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -140,8 +177,8 @@ def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] 
         identity: of the run that is to go on; keys of the trainer may differ (more epochs).
 
     Raises:
-        ValueError: there is no such file, it is no checkpoint, it holds other weights, or it is of a run with
-            another split, manifest or config, whose keys are named.
+        ValueError: there is no such file, it is no checkpoint, it holds other weights or is of a later epoch,
+            or it is of a run with another split, manifest or config, whose keys are named.
     """
     if not path.is_file():
         raise ValueError(f"resume_from={path}: no such file. Give a checkpoint of a run (.ckpt).")
@@ -149,7 +186,9 @@ def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] 
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = checkpoint["state_dict"]
     except Exception as error:  # unpickling raises whatever the bytes suggest
-        raise ValueError(f"resume_from={path}: not a checkpoint of a run ({error}).") from error
+        raise ValueError(
+            f"resume_from={path}: not a checkpoint of a run, or one that was cut short. Give another (.ckpt)."
+        ) from error
     own = {name: value.shape for name, value in learner.state_dict().items()}
     saved = {name: value.shape for name, value in state.items()}
     differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
@@ -159,14 +198,33 @@ def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] 
             f"resume_from={path}: the checkpoint is of another configuration; {len(differing)} weights "
             f"differ, in {', '.join(parts)}. Give the overrides of the run that wrote it."
         )
+    if identity is not None:
+        _check_epochs(path, int(checkpoint.get("epoch", 0)), identity["config"].get("trainer.max_epochs"))
     if identity is not None and IDENTITY in checkpoint:
         _check_identity(path, checkpoint[IDENTITY], identity)
     elif identity is not None:
         log.warning("%s does not say of which split it is: make sure that it is of this one.", path)
 
 
+def _check_epochs(path: Path, epoch: int, most: int | None) -> None:
+    # In the last epoch, or at its end, is fine: a run may have been killed while it was measured.
+    if most is not None and most >= 0 and epoch >= most:
+        raise ValueError(
+            f"resume_from={path}: the checkpoint is of epoch {epoch + 1}, past trainer.max_epochs={most}. "
+            "Give more epochs, or an earlier checkpoint."
+        )
+
+
 def _check_identity(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    remedy = "Give the overrides of the run that wrote it, or start anew without resume_from."
+    if obstacles := _obstacles(saved, own):
+        raise ValueError(
+            f"resume_from={path}: {obstacles} Give the overrides of the run that wrote it, or start anew "
+            "without resume_from."
+        )
+
+
+def _obstacles(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Why a run cannot go on from another one's checkpoint, in words; none if it can."""
     before, now = saved.get("config", {}), own["config"]
     differing = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
@@ -175,14 +233,11 @@ def _check_identity(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]
     ]
     # Before the split, which such keys change: what was typed says more than a hash.
     if differing:
-        raise ValueError(
-            f"resume_from={path}: the checkpoint is of a run with other settings: {'; '.join(differing)}. "
-            f"{remedy}"
-        )
+        return f"the checkpoint is of a run with other settings: {'; '.join(differing)}."
     for name, what in (("manifest", "other images"), ("split", "another split")):
         if saved.get(name) != own[name]:
-            raise ValueError(
-                f"resume_from={path}: the checkpoint was trained on {what} ({name} "
-                f"{str(saved.get(name))[:12]}…, here {str(own[name])[:12]}…), so what it was trained on may "
-                f"validate or test here. {remedy}"
+            return (
+                f"the checkpoint was trained on {what} ({name} {str(saved.get(name))[:12]}…, here "
+                f"{str(own[name])[:12]}…), so what it was trained on may validate or test here."
             )
+    return ""

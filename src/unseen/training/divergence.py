@@ -11,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from unseen.tracking.run_folder import newest_first
+
 SHOWN = 8
 """Images of a batch that a message names."""
 
@@ -70,7 +72,7 @@ def last_finite(trainer: Trainer) -> Path | None:
     """The newest checkpoint of a run all of whose weights are finite."""
     folders = [Path(path) for one in trainer.checkpoint_callbacks if (path := getattr(one, "dirpath", None))]
     found = [path for folder in folders for path in folder.glob("*.ckpt")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in newest_first(found):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         if all(bool(value.isfinite().all()) for value in state.values()):
             return path

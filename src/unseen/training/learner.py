@@ -66,6 +66,8 @@ class MetricLearner(LightningModule):
         embedded = self(batch.images)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
+        # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
+        self._log_train("batches_without_pairs", (metric_loss.detach() == 0).float(), 1)
         if isinstance(self.loss, WeightedSum):
             for name, value in self.loss.last.items():
                 self._log_train(f"metric_loss_{name}", value, len(batch.labels))

@@ -171,6 +171,8 @@ def _execute(run: Run) -> RunRecord | None:
             raise Stopped(signal.SIGTERM)
     if not run.trainer.is_global_zero:
         return None
+    if run.trainer.global_step == run.checkpoints.resumed_step:
+        log.warning("Nothing was left to train: raise trainer.max_epochs to go on. It is measured again.")
     chosen_epoch = _restore_chosen(run)
     run.learner.to(device)  # Lightning leaves the learner on the CPU
     if untrained is None:

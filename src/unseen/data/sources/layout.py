@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from unseen.data.manifest import ROLES, Manifest, ManifestError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -153,11 +156,15 @@ def find_images(folder: Path, root: Path) -> list[str]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders directly inside, by name."""
-    return sorted(
-        (path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)),
-        key=lambda path: path.name,
-    )
+    """Visible folders directly inside, by name; hidden ones that hold images are named in a warning."""
+    found = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.name)
+    hidden = [path for path in found if _is_hidden(path.name)]
+    if with_images := [path.name for path in hidden if find_images(path, path)]:
+        log.warning(
+            "Hidden folders of '%s' are no classes, though they hold images: %s. To use one, rename it.",
+            *(folder, ", ".join(with_images)),
+        )
+    return [path for path in found if path not in hidden]
 
 
 def _is_hidden(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from unseen.data.sources import layout
 
 Row = dict[str, str]
 BOX = ("left", "top", "right", "bottom")
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read(
@@ -40,7 +42,7 @@ def read(
 
     Raises:
         ManifestError: a file or column is missing, a column is unknown, a label is empty or has two names, a
-            class has two labels or trains and tests, or an image does not exist.
+            class has two labels or trains and tests, or an image does not exist or stands twice.
     """
     table = Path(path).expanduser()
     if not table.is_file():
@@ -50,6 +52,7 @@ def read(
     classes = [layout.normal(row["class"] if "class" in columns else row["label"]) for row in rows]
     labels = [layout.normal(row["label"]) for row in rows]
     _check_names(table, labels, classes)
+    _check_repeated(table, rows)
     class_names = _ordered(classes, labels)
     if split is None and "role" in columns:
         roles = [row["role"] for row in rows]
@@ -69,6 +72,9 @@ def read(
 
 
 def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
+    if table.open("rb").read(2) in UTF_16:
+        raise ManifestError(f"'{table}' is UTF-16 text. Save it as UTF-8 (in a spreadsheet: CSV UTF-8).")
+    # Paths may hold any bytes; names of classes may not (see `Manifest`).
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         # A saved manifest opens with a line of comment.
         lines = file.readlines()
@@ -135,6 +141,17 @@ def _check_names(table: Path, labels: list[str], classes: list[str]) -> None:
                     f"'{table}' row {number} has label '{label}' and class '{name}', an earlier row label "
                     f"'{other[0]}' and class '{other[1]}': a label has one class, and a class one label."
                 )
+
+
+def _check_repeated(table: Path, rows: list[Row]) -> None:
+    """An image that stands twice is its own neighbour; by boxes it may hold several objects."""
+    first: dict[tuple[str, ...], int] = {}
+    for number, row in enumerate(rows, start=1):
+        earlier = first.setdefault((row["path"], *(row.get(edge, "") for edge in BOX)), number)
+        if earlier != number:
+            raise ManifestError(
+                f"'{table}' rows {earlier} and {number} are of the same image, '{row['path']}'. Remove one."
+            )
 
 
 def _ordered(classes: list[str], labels: list[str]) -> list[str]:

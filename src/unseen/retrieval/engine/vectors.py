@@ -41,6 +41,10 @@ class Vectors:
         return self.raw[start:stop].double() * self.factor[start:stop, None]
 
 
+class NotFiniteError(ValueError):
+    """Embeddings are NaN or infinite."""
+
+
 def has_float64(device: torch.device) -> bool:
     """Apple's GPU (MPS) has none; exactness is decided in it."""
     return device.type != "mps"
@@ -51,7 +55,8 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
     is rounded. All else follows the vectors.
 
     Raises:
-        ValueError: not two-dimensional, empty, or not finite (the message names the ids).
+        ValueError: not two-dimensional, or empty.
+        NotFiniteError: not finite; the message names the ids.
     """
     tensor = torch.as_tensor(values).detach()
     if not has_float64(tensor.device):
@@ -65,7 +70,7 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
     if len(culprits):
         named = (culprits if ids is None else ids.to(culprits.device)[culprits])[:NAMED].tolist()
         more = ", …" if len(culprits) > NAMED else ""
-        raise ValueError(
+        raise NotFiniteError(
             f"{name}: {len(culprits)} of {len(tensor)} rows hold NaN or infinite values (ids {named}{more}). "
             "Look at these images, or at a training that diverged."
         )
