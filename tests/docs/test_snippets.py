@@ -43,6 +43,7 @@ COMMAND = re.compile(rf"^(?:\$ )?(?:\.venv/bin/)?unseen ({COMMANDS}) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],
+    ["ablation=full"],
     ["data=folder", "data.root=/images"],
     ["data=csv", "data.path=images.csv"],
     ["data=plantvillage"],
