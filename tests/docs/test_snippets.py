@@ -38,7 +38,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep|tune) ?(.*)$")
+COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?unseen (train|check|prepare|report|sweep|tune|export) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
     [],
@@ -198,7 +198,14 @@ def refusal(override: str) -> str | None:
     reasons = []
     first, *others_of_train = [("train", companions) for companions in COMPANIONS]
     of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
-    for command, companions in [first, ("report", []), ("tune", []), *of_sweeps, *others_of_train]:
+    for command, companions in [
+        first,
+        ("report", []),
+        ("tune", []),
+        ("export", []),
+        *of_sweeps,
+        *others_of_train,
+    ]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
             check_overrides(command, [*others, override])
