@@ -13,7 +13,7 @@ def main(config: DictConfig) -> None:
     """Write the bundle, after it was seen to embed real images as the run did; then the format asked for."""
     if (config.run is None) == (config.bundle is None):
         raise UsageError("Give run=<folder of a finished run>, or bundle=<folder of a bundle> and a format.")
-    if config.run is None and config.format is None:
+    if config.run is None and config.get("format") is None:
         raise UsageError(
             "bundle= is a bundle already. Choose what to make of it: format=onnx, format=torch_export."
         )
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         console.print(
             f"Bundle written to {bundle}. Use it: unseen.load('{bundle}').embed([…])", soft_wrap=True
         )
-    if config.format is None or bundle is None:
+    if config.get("format") is None or bundle is None:
         return
     with building():
         model = load(bundle)
