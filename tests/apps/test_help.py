@@ -57,6 +57,11 @@ def test_help_of_a_command_loads_no_network(command):
         ("prepare", "data=cbu"),
         ("prepare", "data=glyphs"),
         ("report", "margin=half"),
+        ("export",),
+        ("export", "bundle=here"),
+        ("export", "run=here", "bundle=there", "format=onnx"),
+        ("export", "run=here", "images=photos", "format=onnx"),
+        ("export", "bundle=here", "format=onxn"),
         ("report", "reference_=baseline"),
     ],
 )

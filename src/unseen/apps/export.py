@@ -1,25 +1,54 @@
-"""Make a bundle of a finished run: its weights, preparation and facts, to be used anywhere."""
+"""Make a bundle of a finished run, or an ONNX or torch.export file: to be used anywhere."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from unseen.config.command_line import building, command
+from unseen.config.values import UsageError
 
 
 @command("export")
 def main(config: DictConfig) -> None:
-    """Write the bundle, after it was seen to embed real images as the run did."""
+    """Write the bundle, after it was seen to embed real images as the run did; then the format asked for."""
+    if (config.run is None) == (config.bundle is None):
+        raise UsageError("Give run=<folder of a finished run>, or bundle=<folder of a bundle> and a format.")
+    if config.run is None and config.get("format") is None:
+        raise UsageError(
+            "bundle= is a bundle already. Choose what to make of it: format=onnx, format=torch_export."
+        )
+    if config.run is not None and config.images is not None:
+        raise UsageError("images= is for bundle=: a run is checked on its own query images. Leave it out.")
     # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from pathlib import Path
+
+    from hydra.utils import instantiate
     from rich.console import Console
 
-    from unseen.config.export import export
+    from unseen.config.export import export, images_to_check
+    from unseen.deploy.bundle import load
 
+    run, bundle, output, images = (
+        None if config[key] is None else Path(config[key]) for key in ("run", "bundle", "output", "images")
+    )
+    console = Console()
+    if run is not None:
+        with building():
+            bundle = export(run, output)
+        console.print(
+            f"Bundle written to {bundle}. Use it: unseen.load('{bundle}').embed([…])", soft_wrap=True
+        )
+    if config.get("format") is None or bundle is None:
+        return
     with building():
-        folder = export(Path(config.run), None if config.output is None else Path(config.output))
-    Console().print(f"Bundle written to {folder}. Use it: unseen.load('{folder}').embed([…])", soft_wrap=True)
+        model = load(bundle)
+        checked, what = images_to_check(model, run, images)
+        written = instantiate(config.format.write)(model, (output or bundle) / config.format.file, checked)
+    console.print(
+        f"{written.path} written. It embeds {what} as the bundle does, one alone and all at once: "
+        f"they differ by at most {written.difference:.1e}.",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

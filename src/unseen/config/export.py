@@ -1,4 +1,4 @@
-"""From the folder of a finished run to a bundle."""
+"""From the folder of a finished run to a bundle, and the images that a file made of it is checked on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from unseen.config.build import build_data, build_embedder
+from unseen.data.images import read_image
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import load, save
-from unseen.deploy.model import Model
+from unseen.deploy.exchange import noise, prepared
+from unseen.deploy.model import Model, images_of
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
 from unseen.nn.embedder import Embedder
@@ -83,6 +86,30 @@ def thresholds_of(embedder: Embedder, data: DataModule) -> dict[str, Any] | None
         return calibrate(found.embeddings.cpu().numpy(), found.labels.numpy())
     except ValueError:
         return None
+
+
+def images_to_check(model: Model, run: Path | None, images: Path | None) -> tuple[Tensor, str]:
+    """What an exported file of a bundle must embed as the bundle does, and what these images are, in words.
+
+    Args:
+        model: of the bundle, which prepares them.
+        run: its query images are taken, where the bundle was just made of a run.
+        images: else a folder of images; else they are random.
+
+    Raises:
+        ValueError: the folder has no image, or one cannot be read.
+    """
+    if run is not None:
+        data = build_data(DictConfig(_record(run.expanduser().resolve()).config))
+        rows = data.split.query[:CHECKED]
+        pixels = (data.images[int(row)] for row in rows)
+        return prepared(model, pixels), f"{len(rows)} query images of the run"
+    if images is None:
+        return noise(model, CHECKED), f"{CHECKED} random images (images=<folder> takes real ones)"
+    found = images_of(images)[:CHECKED]
+    if not found:
+        raise ValueError(f"images={images}: there is no image in it. Name another folder, or leave it out.")
+    return prepared(model, map(read_image, found)), f"{len(found)} images of '{images}'"
 
 
 def parts_of(record: RunRecord) -> dict[str, Any]:
