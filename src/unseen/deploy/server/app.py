@@ -31,7 +31,7 @@ from unseen.deploy.server.uploads import MOST_BYTES, MOST_PIXELS, Refused, decod
 
 BATCH = 32
 DECODERS = 2
-"""Images that are decoded at once: one of 50 million pixels takes 150 MB, twice that with transparency."""
+"""Images that are decoded at once: one of 50 million pixels takes about 1 GB until it is resized."""
 THUMBNAIL = 256
 PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -43,6 +43,8 @@ PAGE = {
 }
 """Address → file and type. No other file can be asked for."""
 Draw = Callable[[Pixels, NDArray[np.float32]], Pixels]
+Read = Callable[[], Pixels]
+"""Decodes an image, in the thread that makes it small."""
 
 
 def application(
@@ -130,12 +132,13 @@ class _Server:
         return JSONResponse({"images": await anyio.to_thread.run_sync(chosen)})
 
     async def image(self, request: Request) -> Response:
-        pixels = await self._stored(self._side(request), request.path_params["id"])
-        return Response(await anyio.to_thread.run_sync(_thumbnail, pixels), media_type="image/jpeg")
+        read = self._stored(self._side(request), request.path_params["id"])
+        content = await anyio.to_thread.run_sync(_thumbnail, read, limiter=self.decoders)
+        return Response(content, media_type="image/jpeg")
 
     async def embed(self, request: Request) -> Response:
         side = self._side(request)
-        answer = await self._ask(side, await self._pixels(request))
+        answer = await self._ask(side, await self._query(request))
         return JSONResponse(
             {"bundle": self.sides[side].gallery.bundle, "embedding": answer.embedding.tolist()}
         )
@@ -144,9 +147,9 @@ class _Server:
         number = self._side(request)
         side = self.sides[number]
         k, label = _number(request, "k", self.k, 1, MOST_NEIGHBOURS), _label(request, side)
-        asked, pixels = self._asked(request), await self._pixels(request)
+        asked, read = self._asked(request), await self._query(request)
         # One more, as the query itself may be among them.
-        answer = await self._ask(number, pixels, k + (asked is not None), label)
+        answer = await self._ask(number, read, k + (asked is not None), label)
         near = [
             (image, value) for image, value in zip(answer.ids, answer.similarities, strict=True) if image >= 0
         ]
@@ -160,8 +163,8 @@ class _Server:
 
     async def attention(self, request: Request) -> Response:
         side = self._side(request)
-        pixels = await self._pixels(request)
-        draw = partial(_overlays, self.sides[side], pixels, self.draw)
+        read = await self._query(request)
+        draw = partial(_overlays, self.sides[side], read, self.draw)
         return JSONResponse({"taps": await anyio.to_thread.run_sync(draw, limiter=self.artist)})
 
     def _side(self, request: Request) -> int:
@@ -180,25 +183,22 @@ class _Server:
         with _known():
             return self.sides[named[0]].images([named[1]])[0]
 
-    async def _pixels(self, request: Request) -> Pixels:
-        """The query's: of the body, or of an image of a gallery."""
+    async def _query(self, request: Request) -> Read:
+        """The image that is asked about: of the body, or of a gallery."""
         named = self._named(request)
         if named is not None:
-            return await self._stored(*named)
+            return self._stored(*named)
         content = await read_body(request)
-        return await anyio.to_thread.run_sync(decode, content, limiter=self.decoders)
+        return partial(decode, content)
 
-    async def _stored(self, side: int, id: int) -> Pixels:
+    def _stored(self, side: int, id: int) -> Read:
         with _known():
-            path = self.sides[side].gallery.row(id)["path"]
-        try:
-            return await anyio.to_thread.run_sync(read_place, path, limiter=self.decoders)
-        except ValueError:
-            raise Refused(404, f"The file of image {id} is gone, or no image any more.") from None
+            return partial(_read, self.sides[side].gallery.row(id)["path"], id)
 
-    async def _ask(self, side: int, pixels: Pixels, k: int = 0, label: str | None = None) -> Answer:
-        prepare = self.sides[side].model.prepare
-        image = await anyio.to_thread.run_sync(prepare, pixels, limiter=self.decoders)
+    async def _ask(self, side: int, read: Read, k: int = 0, label: str | None = None) -> Answer:
+        model = self.sides[side].model
+        # In one go: what is decoded must not wait in memory for its turn to be prepared.
+        image = await anyio.to_thread.run_sync(lambda: model.prepare(read()), limiter=self.decoders)
         return await self.batching[side].ask(Query(image, k, label))
 
 
@@ -239,14 +239,21 @@ def _label(request: Request, side: Side) -> str | None:
     return label
 
 
-def _thumbnail(pixels: Pixels) -> bytes:
-    image = Image.fromarray(pixels)
+def _read(path: str, id: int) -> Pixels:
+    try:
+        return read_place(path)
+    except ValueError:
+        raise Refused(404, f"The file of image {id} is gone, or no image any more.") from None
+
+
+def _thumbnail(read: Read) -> bytes:
+    image = Image.fromarray(read())
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3)
     return _encoded(image, "JPEG", quality=85)
 
 
-def _overlays(side: Side, pixels: Pixels, draw: Draw) -> list[dict[str, Any]]:
-    image, maps = side.model.attention(pixels)
+def _overlays(side: Side, read: Read, draw: Draw) -> list[dict[str, Any]]:
+    image, maps = side.model.attention(read())
     return [
         {
             "name": name,
