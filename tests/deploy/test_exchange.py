@@ -32,6 +32,7 @@ def model_of(name="resnet10t", fusion=None, normalize=True):
         normalize=normalize,
         layer_norm=False,
         readout="features",
+        whitening=1.0,
         frozen_batch_norm=False,
     )
     if hasattr(embedder.fusion, "weights"):

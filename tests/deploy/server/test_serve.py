@@ -27,6 +27,7 @@ PARTS = {
         "normalize": True,
         "layer_norm": False,
         "readout": "projection",
+        "whitening": None,
         "frozen_batch_norm": False,
     },
     "preparation": {"_target_": "unseen.data.transforms.resized_center", "size": 32, "resize": 1.0},
