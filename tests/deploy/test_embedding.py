@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from unseen.data.images import PassingError, read_image
+from unseen.data.sources.folder import read
 from unseen.deploy import embedding
 from unseen.deploy.embedding import embed_images
 from unseen.deploy.gallery import Gallery
@@ -100,6 +101,22 @@ def test_tables_bring_labels_and_columns(colours, photos, tmp_path):
     table.write_text("file,label\na.png,b\n")
     with pytest.raises(ValueError, match="has the columns file, label; 'path' is missing"):
         list_images(table)
+
+
+def test_the_manifest_of_a_run_brings_classes_and_roles(colours, photos, tmp_path):
+    (photos / "owl" / "broken.png").unlink()
+    read(photos, split="order", train_fraction=0.5, seed=0, listed="test").save(tmp_path / "manifest.csv")
+    listing = list_images(tmp_path / "manifest.csv")
+    assert (len(listing), list(listing.columns)) == (12, ["label", "role"])
+    unseen = listing.only({"role": "test"})
+    assert set(unseen.columns["role"]) == {"test"}
+    wanted = [str(photos / label / f"{index}.png") for label in ("fly", "owl") for index in range(4)]
+    assert unseen.places == wanted
+    assert listing.only({"label": ["bee", "fly"]}).columns["label"] == ["bee"] * 4 + ["fly"] * 4
+    with pytest.raises(ValueError, match=r"no column 'split'. Columns: label, role"):
+        listing.only({"split": "test"})
+    with pytest.raises(ValueError, match=r"No image has the texts {'label': 'cat'}"):
+        listing.only({"label": "cat"})
 
 
 def test_tar_files_as_webdataset_writes_them(colours, photos, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from unseen.config.command_line import building, command
+from unseen.config.values import texts
 
 
 @command("embed")
@@ -18,7 +19,8 @@ def main(config: DictConfig) -> None:
     from unseen.deploy.progress import counting
 
     with building():
-        listing = list_images(str(config.images))
+        where = texts(config.where)
+        listing = list_images(str(config.images)).only(where)
         model = load(str(config.bundle), config.device or default_device())
         with counting(len(listing), "Embedding") as progress:
             outcome = embed_images(

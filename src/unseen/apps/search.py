@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unseen.config.command_line import building, command
+from unseen.config.values import texts
 
 SHOWN = 10
 """Queries on the terminal; more go into a file."""
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
 
     with building():
         gallery = Gallery.open(str(config.gallery))
-        where = {str(name): str(text) for name, text in config.where.items()}
+        where = texts(config.where)
         gallery.select(where)
         model = load(str(config.bundle), config.device or default_device())
         gallery.require(str(model.facts["bundle"]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 
 class UsageError(ValueError):
@@ -124,3 +125,11 @@ def check_devices(trainer: DictConfig) -> None:
     if devices > there:
         kind = "CPU core(s), of which each process needs one" if on_cpu else "GPU(s)"
         raise UsageError(f"trainer.devices={devices}: this machine has {there} {kind}. Use at most {there}.")
+
+
+def texts(where: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """`+where.label=owl` or `+where.label=[1,2]` as it was typed → texts."""
+    return {
+        str(name): list(map(str, wanted)) if isinstance(wanted, list | ListConfig) else str(wanted)
+        for name, wanted in where.items()
+    }

@@ -18,6 +18,9 @@ from unseen.files import replacing
 ROLES = ("train", "query", "gallery", "test")
 """`train` is seen; `test` is query and gallery at once; `query` and `gallery` are for official pairs."""
 
+SAVED = "# unseen manifest"
+"""What the file of a manifest begins with."""
+
 COLUMNS = ("path", "label", "class", "role", "left", "top", "right", "bottom", "super_class")
 
 
@@ -169,7 +172,7 @@ class Manifest:
             replacing(path) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
-            file.write(f"# unseen manifest; sha256={self.content_hash}; root={self.root}\n")
+            file.write(f"{SAVED}; sha256={self.content_hash}; root={self.root}\n")
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(self._rows())
@@ -185,7 +188,7 @@ class Manifest:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header = file.readline().rstrip("\r\n")  # tools that change line ends leave the rows readable
             fields = dict(part.split("=", 1) for part in header.split("; ", 2)[1:] if "=" in part)
-            if not header.startswith("# unseen manifest") or not {"sha256", "root"} <= fields.keys():
+            if not header.startswith(SAVED) or not {"sha256", "root"} <= fields.keys():
                 raise ManifestError(f"'{path}' is not a manifest: its first line is {header[:60]!r}.")
             rows = list(csv.DictReader(file))
         try:

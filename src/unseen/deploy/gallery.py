@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unseen.deploy.listing import LABEL, pyarrow
+from unseen.deploy.listing import LABEL, Where, matching, pyarrow
 from unseen.files import replacing
 from unseen.retrieval import search
 
@@ -34,7 +34,6 @@ FEW = 8
 COPIED = 65_536
 """Rows in memory while segments are joined."""
 PATH, MODIFIED = "path", "modified"
-Where = Mapping[str, str | Sequence[str]]
 
 
 class Found(NamedTuple):
@@ -200,11 +199,8 @@ class Gallery:
         Raises:
             ValueError: there is no such column.
         """
-        chosen = np.ones(len(self), dtype=bool)
-        for name, wanted in (where or {}).items():
-            texts = [wanted] if isinstance(wanted, str) else list(wanted)
-            chosen &= np.isin(self.column(name).astype(str), np.array(texts, dtype=str))
-        return np.flatnonzero(chosen)
+        shown = {name: self._content.columns[name] for name in self.columns}
+        return matching(shown, where or {}, len(self))
 
     def ids_of(self, named: Sequence[int | str]) -> list[int]:
         """Ids of images that are named by id or by path.

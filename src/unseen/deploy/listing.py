@@ -7,20 +7,24 @@ import functools
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from unseen.data.images import ImageError, Pixels, read_image, to_rgb
+from unseen.data.manifest import SAVED, Manifest
 from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images
 
 INSIDE = "::"
 """Between a tar file and what lies in it: `shard-000.tar::0001.jpg`."""
 LABEL = "label"
+Where = Mapping[str, str | Sequence[str]]
+"""Column → the text, or texts, that an image must have there."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,38 @@ class Listing:
     def __len__(self) -> int:
         return len(self.places)
 
+    def only(self, where: Where) -> Listing:
+        """The images that have these texts.
+
+        Raises:
+            ValueError: there is no such column, or no such image.
+        """
+        rows = matching(self.columns, where, len(self))
+        if len(rows) == 0:
+            raise ValueError(f"No image has the texts {dict(where)}.")
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return Listing([self.places[row] for row in rows], columns)
+
+
+def matching(columns: Mapping[str, Iterable[str]], where: Where, count: int) -> NDArray[np.int64]:
+    """Rows that have these texts.
+
+    Args:
+        columns: name → `count` texts.
+        where: name → the text, or texts, that a row must have there.
+        count: of the rows.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    chosen = np.ones(count, dtype=bool)
+    for name, wanted in where.items():
+        if name not in columns:
+            raise ValueError(f"There is no column '{name}'. Columns: {', '.join(columns)}.")
+        texts = {wanted} if isinstance(wanted, str) else set(wanted)
+        chosen &= np.array([text in texts for text in columns[name]], dtype=bool)
+    return np.flatnonzero(chosen)
+
 
 def list_images(source: str | Path) -> Listing:
     """All images of a source.
@@ -46,7 +82,8 @@ def list_images(source: str | Path) -> Listing:
         source: a folder (the label is the name of the folder directly inside it that holds the image); a
             folder of tar files, or one, as WebDataset writes them (the label is what `.cls` or `.txt` of the
             same key says, or `label` in `.json`, whose other plain values become columns); a `.csv` or a
-            `.parquet` with `path` (relative to the table's folder), optionally `label`, and any others.
+            `.parquet` with `path` (relative to the table's folder), optionally `label`, and any others; or
+            the `manifest.csv` of a run (columns `label`, the class, and `role`: train, query, gallery, test).
 
     Raises:
         ValueError: there is no such source, it holds no image, or a table has no `path`.
@@ -87,6 +124,8 @@ def _read(path: Path) -> Listing:
         return _of_archives(archives) if archives else _of_folder(path)
     if path.suffix == ".tar":
         return _of_archives([path])
+    if path.suffix == ".csv" and path.read_bytes()[: len(SAVED)] == SAVED.encode():
+        return _of_manifest(Manifest.load(path))
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -101,6 +140,12 @@ def _of_folder(folder: Path) -> Listing:
     found = find_images(folder, folder)
     labels = [PurePosixPath(name).parts[0] if "/" in name else "" for name in found]
     return Listing([str(folder / name) for name in found], {LABEL: labels})
+
+
+def _of_manifest(manifest: Manifest) -> Listing:
+    labels = [manifest.class_names[label] for label in manifest.labels]
+    places = [str(manifest.absolute(row)) for row in range(len(manifest))]
+    return Listing(places, {LABEL: labels, "role": list(map(str, manifest.roles))})
 
 
 def _of_table(path: Path, columns: dict[str, list[str]], rows: object) -> Listing:
