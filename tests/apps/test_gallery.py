@@ -72,27 +72,22 @@ def test_what_cannot_work_is_refused_in_words(unseen, bundle, coloured_tree, tmp
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     for words, message in (
-        (("embed", f"bundle={bundle}", "images=nowhere", "gallery=g"), "there is no such folder or file"),
-        (("embed", "bundle=nowhere", f"images={coloured_tree}", "gallery=g"), "'nowhere' is no bundle"),
         (
             ("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=full"),
             "something that is no gallery",
         ),
-        (("embed", f"images={coloured_tree}", "gallery=g"), "bundle"),
         (("search", f"bundle={bundle}", "gallery=nowhere", "query=a.png"), "Make one: unseen embed"),
-        (("index", "gallery=nowhere"), "Make one: unseen embed"),
         (("index", "gallery=nowhere", "index=hsnw"), "did you mean 'hnsw'?"),
     ):
         status, output = unseen(*words)
         assert (status, message in output, "Traceback" in output) == (2, True, False), output
-    assert not (tmp_path / "g").exists()
 
 
 def test_killed_it_goes_on(start, unseen, bundle, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     generator = np.random.default_rng(0)
-    for index in range(5000):
+    for index in range(3000):
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
             images / f"{index:04d}.png"
         )
@@ -105,13 +100,13 @@ def test_killed_it_goes_on(start, unseen, bundle, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     left = len(library_gallery(tmp_path))
-    assert left in (0, 2048, 4096)
+    assert left in (0, 2048)
     status, output = unseen(*words)
     assert status == 0, output
-    assert f"{5000 - left} images embedded" in output
+    assert f"{3000 - left} images embedded" in output
     gallery = library_gallery(tmp_path)
     assert sorted(gallery.column("path").tolist()) == [
-        str(images / f"{index:04d}.png") for index in range(5000)
+        str(images / f"{index:04d}.png") for index in range(3000)
     ]
 
 

@@ -32,7 +32,7 @@ def train(folder, tiny_run, *overrides, batch="sampler.classes_per_batch=4", **e
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_run):
     folder = tmp_path_factory.mktemp("work")
-    result = train(folder, tiny_run, "trainer.max_epochs=2")
+    result = train(folder, tiny_run, "trainer.max_epochs=2", "ablation=full")
     assert result.returncode == 0, result.stderr
     return folder / "run", result
 

@@ -128,7 +128,8 @@ def test_killed_at_any_moment_it_is_whole(gallery):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         left = Gallery.open(gallery.folder)
-        assert len(left) in (50, 100)
+        assert len(left) % 50 == 0
+        assert len(left) >= 50
         assert len(left.column("path")) == len(left.embeddings) == len(left)
         left.append(vectors(1), columns(["last"]))
         left.remove(left.ids[-1:].tolist())

@@ -92,11 +92,11 @@ def test_a_failed_run_is_marked_as_failed_and_shows_how_far_it_came(failed):
 def test_the_run_is_named_grouped_and_described_for_people(resumed):
     found, record = read(resumed), json.loads((resumed / "record.json").read_text())
     assert found.run.project == "unseen"
-    assert found.run.display_name.startswith("folder · multi_similarity · full · ")
+    assert found.run.display_name.startswith("folder · multi_similarity · gdfl · ")
     assert found.run.display_name.endswith(" · s0")
-    assert found.run.run_group.startswith("folder · multi_similarity · full · ")
+    assert found.run.run_group.startswith("folder · multi_similarity · gdfl · ")
     assert found.run.job_type == "train"
-    assert set(found.run.tags) == {"data:folder", "loss:multi_similarity", "ablation:full", "seed:0", "mine"}
+    assert set(found.run.tags) == {"data:folder", "loss:multi_similarity", "ablation:gdfl", "seed:0", "mine"}
     assert found.config["optimizer"]["learning_rates"]["backbone"] > 0, "nested"
     assert found.config["choices"]["loss"] == "multi_similarity"
     facts = found.config["run"]
@@ -168,7 +168,7 @@ def test_mlflow_holds_the_same_run(resumed):
     assert run.data.tags["group"] == read(resumed).run.run_group
     assert run.data.tags["loss"] == "multi_similarity"
     assert run.data.tags["job_type"] == "train"
-    assert run.data.params["choices.ablation"] == "full"
+    assert run.data.params["choices.ablation"] == "gdfl"
     assert run.data.params["run.split"] == record["split"]
     assert run.data.metrics["unseen/map_at_r"] == pytest.approx(record["metrics"]["unseen"]["map_at_r"])
     assert run.data.metrics["cost/parameters"] == record["parameters"]
