@@ -101,7 +101,8 @@ def test_a_used_folder_is_refused_and_resuming_in_it_goes_on_with_its_run(finish
     assert refused.returncode == 2
     assert "belongs to a run already" in refused.stderr.splitlines()[-1]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
-    resumed = train(tmp_path, tiny_run, "trainer.max_epochs=3", "resume_from=last", "pictures=false")
+    words = ["trainer.max_epochs=3", "ablation=full", "resume_from=last", "pictures=false"]
+    resumed = train(tmp_path, tiny_run, *words)
     assert resumed.returncode == 0, resumed.stderr
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         epochs = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]

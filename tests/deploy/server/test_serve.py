@@ -1,6 +1,7 @@
 """The command: what it opens, where it listens, and who may come in."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,13 +9,17 @@ import sys
 
 import httpx
 import pytest
+import torch
 
 from unseen.deploy.bundle import load, save
 from unseen.deploy.embedding import embed_images
-from unseen.deploy.listing import list_images
+from unseen.deploy.gallery import Gallery
+from unseen.deploy.index.indexed import build_index
+from unseen.deploy.listing import list_images, read_place
 from unseen.deploy.model import Model
 from unseen.deploy.server import serve as serving
 from unseen.deploy.server.serve import address, open_sides, serve
+from unseen.deploy.server.side import Query, Side
 from unseen.pictures.attention import overlay
 
 from .conftest import make_model
@@ -148,3 +153,19 @@ main()
     )
     assert done.returncode == 2
     assert "pip install 'unseen-dml[serve]'" in done.stderr
+
+
+def test_a_gallery_with_an_index_is_searched_by_it(sides, tmp_path):
+    pytest.importorskip("faiss")
+    shutil.copytree(sides[0].gallery.folder, tmp_path / "gallery")
+    gallery = Gallery.open(tmp_path / "gallery")
+    kind = {"_target_": "unseen.deploy.index.faiss_kinds.Graph", "links": 8, "building_effort": 40}
+    build_index(gallery, kind, recall=1.0, k=5)
+    indexed = Side("indexed", sides[0].model, gallery)
+    images = torch.stack([sides[0].model.prepare(read_place(place)) for place in gallery.column("path")[:6]])
+    queries = [Query(image, 5) for image in images]
+    for mine, exact in zip(indexed.answer(queries), sides[0].answer(queries), strict=True):
+        assert mine.ids.tolist() == exact.ids.tolist()
+    (tmp_path / "gallery" / "index" / "index.faiss").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be used"):
+        Side("broken", sides[0].model, gallery)

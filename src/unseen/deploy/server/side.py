@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen.deploy.gallery import Gallery
+from unseen.deploy.index.indexed import IndexedGallery, searchable
 from unseen.deploy.listing import INSIDE, LABEL
 from unseen.deploy.model import Model
 
@@ -58,7 +59,7 @@ class Side:
         gallery: that it embedded.
 
     Raises:
-        ValueError: the gallery is empty, or of another bundle.
+        ValueError: the gallery is empty, or of another bundle; its index cannot be used.
     """
 
     name: str
@@ -69,6 +70,12 @@ class Side:
         self.gallery.require(self.model.facts["bundle"])
         if len(self.gallery) == 0:
             raise ValueError(f"The gallery of '{self.name}' is empty. Embed images into it first.")
+        # An index that cannot be used is said at once, not to the first who asks.
+        _ = self._searched
+
+    @cached_property
+    def _searched(self) -> Gallery | IndexedGallery:
+        return searchable(self.gallery)
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -93,7 +100,7 @@ class Side:
             if k == 0:
                 continue
             where = None if label is None else {LABEL: label}
-            found = self.gallery.search(embeddings[places], k, where)
+            found = self._searched.search(embeddings[places], k, where)
             for place, ids, similarities in zip(places, *found, strict=True):
                 answers[place] = Answer(embeddings[place], ids, similarities)
         return answers
