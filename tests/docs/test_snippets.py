@@ -200,7 +200,9 @@ def refusal(override: str) -> str | None:
     reasons = []
     first, *others_of_train = [("train", companions) for companions in COMPANIONS]
     of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
-    of_others: list[tuple[str, list[str]]] = [(name, []) for name in ("report", "tune", "export", "demo")]
+    of_others: list[tuple[str, list[str]]] = [
+        (name, []) for name in ("report", "tune", "export", "index", "demo")
+    ]
     for command, companions in [first, *of_others, *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
