@@ -182,9 +182,12 @@ class Gallery:
         Raises:
             ValueError: there is no such column, or queries are of another size.
         """
+        return self.search_rows(queries, k, self.select(where))
+
+    def search_rows(self, queries: Tensor, k: int, rows: NDArray[np.int64]) -> Found:
+        """As `search`, among the images of some rows, ascending."""
         if queries.ndim != 2 or queries.shape[1] != self.size:
             raise ValueError(f"Queries have shape {tuple(queries.shape)}; wanted (Q, {self.size}).")
-        rows = self.select(where)
         if len(rows) == 0:
             return nothing(len(queries), k)
         whole = len(rows) == len(self)

@@ -23,9 +23,6 @@ class Index(Protocol):
             effort: 1, 2, 4, …: more of it finds more, and takes longer.
         """
 
-    def removed(self, ids: NDArray[np.int64]) -> None:
-        """Hear that these images are gone; they may be found nevertheless."""
-
 
 class Kind(Protocol):
     """How an index is made and read."""

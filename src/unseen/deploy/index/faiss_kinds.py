@@ -93,9 +93,6 @@ class FaissIndex:
         _, ids = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), max(1, count))
         return np.asarray(ids, dtype=np.int64)
 
-    def removed(self, ids: NDArray[np.int64]) -> None:
-        """A graph cannot forget; what is gone is left out of what was found."""
-
 
 def _filled(
     index: Any, gallery: Gallery, folder: Path, set_effort: Callable[[Any, int, int], None], several: int = 1

@@ -72,10 +72,10 @@ class IndexedGallery:
             return nothing(len(queries), k)
         vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
         ids = self.index.candidates(vectors, k, self.effort)
+        new = self.gallery.search_rows(queries, k, self._new).ids
+        ids = np.concatenate([ids, new], axis=1)
         rows = np.searchsorted(self.gallery.ids, ids).clip(max=len(self.gallery) - 1)
-        rows = np.where(self.gallery.ids[rows] == ids, rows, -1)
-        new = np.broadcast_to(self._new, (len(vectors), len(self._new)))
-        return _decide(self.gallery, vectors, np.concatenate([rows, new], axis=1), k)
+        return _decide(self.gallery, vectors, np.where(self.gallery.ids[rows] == ids, rows, -1), k)
 
 
 def build_index(gallery: Gallery, description: Mapping[str, Any], *, recall: float, k: int) -> Measured:
@@ -180,7 +180,7 @@ def _others(found: Found, own: NDArray[np.int64]) -> list[set[int]]:
 
 
 def _recall(found: list[set[int]], wanted: list[set[int]]) -> float:
-    """Copies of an image may trade places, at the end of the list too: fewer are not wanted twice."""
+    """Share of what is wanted that was found."""
     hits = sum(len(one & other) for one, other in zip(found, wanted, strict=True))
     return hits / max(1, sum(map(len, wanted)))
 

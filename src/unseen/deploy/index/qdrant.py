@@ -85,9 +85,6 @@ class QdrantIndex:
             found[row, : len(ids)] = ids
         return found
 
-    def removed(self, ids: NDArray[np.int64]) -> None:
-        self.client.delete(self.collection, points_selector=ids.tolist())
-
 
 def _qdrant() -> Any:
     try:
