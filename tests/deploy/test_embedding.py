@@ -153,3 +153,12 @@ def test_no_images_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match=r"wanted a folder, a .csv, a .parquet or a .tar"):
         list_images(tmp_path / "a.txt")
+
+
+def test_memory_that_runs_out_says_nothing_of_an_image_in_a_tar_file(photos, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        archive.add(photos / "owl" / "1.png", "1.png")
+    place = list_images(tmp_path / "one.tar").places[0]
+    monkeypatch.setattr("unseen.deploy.listing.to_pixels", lambda image: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(PassingError, match="The cause is this machine"):
+        read_place(place)

@@ -1,6 +1,7 @@
 """A query may be an image, a part of one, many, or several that are one."""
 
 import csv
+import tarfile
 
 import numpy as np
 import pytest
@@ -69,3 +70,16 @@ def test_results_are_shown_and_written(model, gallery, photos, tmp_path, capsys)
 def test_a_query_that_is_not_there(model, tmp_path):
     with pytest.raises(ValueError, match="there is no such folder or file"):
         embed_queries(model, tmp_path / "nothing.png")
+
+
+def test_a_query_may_lie_alone_in_a_tar_file(model, photos, tmp_path):
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        archive.add(photos / "owl" / "1.png", "1.png")
+    alone = embed_queries(model, tmp_path / "one.tar")
+    torch.testing.assert_close(alone.embeddings, embed_queries(model, photos / "owl" / "1.png").embeddings)
+
+
+def test_a_name_with_colons_is_a_name(model, photos, tmp_path):
+    (tmp_path / "a::b.png").write_bytes((photos / "owl" / "1.png").read_bytes())
+    named = embed_queries(model, tmp_path / "a::b.png")
+    torch.testing.assert_close(named.embeddings, embed_queries(model, photos / "owl" / "1.png").embeddings)

@@ -67,16 +67,21 @@ def opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        if passes(error):
-            raise PassingError(
-                f"Image '{path}' cannot be read now ({type(error).__name__}: {error}). The cause is this "
-                "machine, not the image: look at its memory, its disk, the file's permissions and the number "
-                "of files that may be open (ulimit -n; data.workers)."
-            ) from error
-        raise ImageError(
-            f"Image '{path}' cannot be read ({type(error).__name__}: {error}). "
-            "Replace or remove it, or set data.on_error=skip."
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path | str, error: Exception) -> ImageError:
+    """What is said of an image that could not be read: a `PassingError` where the machine is the cause."""
+    if passes(error):
+        return PassingError(
+            f"Image '{path}' cannot be read now ({type(error).__name__}: {error}). The cause is this "
+            "machine, not the image: look at its memory, its disk, the file's permissions and the number "
+            "of files that may be open (ulimit -n; data.workers)."
+        )
+    return ImageError(
+        f"Image '{path}' cannot be read ({type(error).__name__}: {error}). "
+        "Replace or remove it, or set data.on_error=skip."
+    )
 
 
 def passes(error: Exception) -> bool:
@@ -107,9 +112,14 @@ def _eight_bits(values: NDArray[np.float64]) -> Pixels:
     return (values * scale).clip(0, 255).astype(np.uint8)
 
 
-def _crop(pixels: Pixels, box: NDArray[np.int64], path: Path) -> Pixels:
+def cut(pixels: Pixels, box: Iterable[int]) -> Pixels:
+    """What lies between left, top, right and bottom (the last two exclusive), clipped to the image."""
     left, top, right, bottom = (max(0, int(edge)) for edge in box)
-    cropped = pixels[top:bottom, left:right]
+    return pixels[top:bottom, left:right]
+
+
+def _crop(pixels: Pixels, box: NDArray[np.int64], path: Path) -> Pixels:
+    cropped = cut(pixels, box)
     if cropped.size == 0:
         raise ImageError(
             f"Image '{path}' has the box {tuple(map(int, box))}, which holds none of its "

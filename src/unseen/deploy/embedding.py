@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unseen.data.images import ImageError, PassingError, in_order
 from unseen.deploy.gallery import MODIFIED, PATH, Gallery
-from unseen.deploy.listing import INSIDE, Listing, read_place
+from unseen.deploy.listing import Listing, located, read_place
 from unseen.deploy.model import Model
 from unseen.files import replacing
 
@@ -114,7 +114,7 @@ def _batches(model: Model, listing: Listing, rows: list[int], batch_size: int) -
 def _modified(place: str) -> str:
     """When a file was changed and how large it is; of a tar file, for all that lies in it."""
     try:
-        status = os.stat(place.partition(INSIDE)[0])
+        status = os.stat(located(place)[0])
     except OSError:
         return ""
     return f"{status.st_mtime_ns}-{status.st_size}"

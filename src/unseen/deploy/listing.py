@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from unseen.data.images import ImageError, Pixels, read_image, to_rgb
+from unseen.data.images import Pixels, read_image, unreadable
 from unseen.data.manifest import SAVED, Manifest
+from unseen.data.pixels import to_pixels
 from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images
 
 INSIDE = "::"
@@ -104,18 +103,22 @@ def read_place(place: str) -> Pixels:
         ImageError: it cannot be read; the message names it.
         PassingError: the cause is this machine, not the image.
     """
-    archive, inside, member = place.partition(INSIDE)
-    if not inside:
-        return read_image(Path(place))
+    file, member = located(place)
+    if not member:
+        return read_image(file)
     try:
-        offset, size = _members(Path(archive))[member]
-        with open(archive, "rb") as file:
-            file.seek(offset)
-            image = Image.open(io.BytesIO(file.read(size)))
-        image.load()
-        return np.array(to_rgb(ImageOps.exif_transpose(image)))
+        offset, size = _members(file)[member]
+        with file.open("rb") as archive:
+            archive.seek(offset)
+            return to_pixels({"bytes": archive.read(size)})
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise ImageError(f"Image '{place}' cannot be read ({type(error).__name__}: {error}).") from error
+        raise unreadable(place, error) from error
+
+
+def located(place: str) -> tuple[Path, str]:
+    """The file on disk, and the member that is meant where it is a tar file; else no member."""
+    before, inside, member = place.partition(f".tar{INSIDE}")
+    return (Path(f"{before}.tar"), member) if inside else (Path(place), "")
 
 
 def _read(path: Path) -> Listing:
@@ -154,7 +157,7 @@ def _of_table(path: Path, columns: dict[str, list[str]], rows: object) -> Listin
     for row in rows:  # type: ignore[attr-defined]
         for name, values in columns.items():
             values.append("" if row[name] is None else str(row[name]))
-    places = [name if INSIDE in name else str(path.parent / name) for name in columns.pop("path")]
+    places = [name if located(name)[1] else str(path.parent / name) for name in columns.pop("path")]
     return Listing(places, {LABEL: [""] * len(places), **columns})
 
 

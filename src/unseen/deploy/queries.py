@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unseen.data.images import Pixels, read_image
+from unseen.data.images import Pixels, cut
 from unseen.data.sources.layout import IMAGE_SUFFIXES
 from unseen.deploy.gallery import Found, Gallery
 from unseen.deploy.listing import list_images, read_place
@@ -51,8 +51,8 @@ def embed_queries(
         places = list_images(path).places
 
     def read(row: int) -> Pixels:
-        pixels = read_image(Path(places[row])) if len(places) == 1 else read_place(places[row])
-        return pixels if crop is None else cut(pixels, crop)
+        pixels = read_place(places[row])
+        return pixels if crop is None else part_of(pixels, crop)
 
     embeddings = torch.cat(list(model.embed_batches(len(places), read)))
     if not fused:
@@ -60,7 +60,7 @@ def embed_queries(
     return Queries([f"{len(places)} images of {source}"], fuse(embeddings))
 
 
-def cut(pixels: Pixels, crop: Sequence[int]) -> Pixels:
+def part_of(pixels: Pixels, crop: Sequence[int]) -> Pixels:
     """Part of an image `(H, W, 3)`.
 
     Args:
@@ -70,8 +70,7 @@ def cut(pixels: Pixels, crop: Sequence[int]) -> Pixels:
     Raises:
         ValueError: it holds no pixel.
     """
-    left, top, right, bottom = (max(0, int(edge)) for edge in crop)
-    part = pixels[top:bottom, left:right]
+    part = cut(pixels, crop)
     if part.size == 0:
         raise ValueError(
             f"crop={list(crop)} holds none of the {pixels.shape[1]}×{pixels.shape[0]} pixels of the image. "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.requests import Request
 
-from unseen.data.images import Pixels, passes, to_rgb
+from unseen.data.images import Pixels, passes
+from unseen.data.pixels import to_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Recognised by content. Pillow reads many more; each decoder is a door."""
@@ -72,7 +72,7 @@ def decode(content: bytes) -> Pixels:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_shape(*image.size)
             image.load()
-            return np.array(to_rgb(ImageOps.exif_transpose(image)))
+            return to_pixels(image)
     except Refused:
         raise
     except Image.DecompressionBombError:
