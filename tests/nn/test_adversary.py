@@ -34,6 +34,7 @@ from unseen.nn.adversary import (
     PosteriorConfusion,
     ProjectionConfusion,
     RandomGradient,
+    SharedCharacteristics,
     TapMasking,
     constant,
     dann,
@@ -42,10 +43,12 @@ from unseen.nn.adversary import (
 from unseen.nn.adversary.attention import at_scores, noise, shuffled, toward_confusion
 from unseen.nn.adversary.erasure import fisher_directions, scatter
 from unseen.nn.adversary.masking import of_chance, of_class
+from unseen.nn.adversary.shared import at_random, by_cluster, correlations
 from unseen.nn.adversary.virtual_classes import any_pair, most_confused
 from unseen.nn.fusion import LastMap, PooledTaps
 
 PLAIN = {"per_image": False, "without_conflict": False}
+SHARED = {"size": 5, "clusters": 3, "momentum": 0.5, "uniformity": 1.0, "decorrelation": 1.0}
 FORMS = {
     "reversal": partial(GradientReversal, **PLAIN),
     "repaired": partial(GradientReversal, per_image=True, without_conflict=True),
@@ -62,6 +65,8 @@ FORMS = {
     "energy": partial(ProjectionConfusion, normalized=True),
     "virtual": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=most_confused),
     "any_pair": partial(AdversarialVirtualClasses, mixing=0.5, pairs_per_class=0.5, choice=any_pair),
+    "shared": partial(SharedCharacteristics, grouping=by_cluster, **SHARED),
+    "dealt": partial(SharedCharacteristics, grouping=at_random, **SHARED),
 }
 OF_EMBEDDINGS = {
     "erasure": partial(Erasure, largest=3, momentum=0.5, every=1, random_frame=False),
@@ -159,6 +164,11 @@ def test_the_head_does_not_see_the_length_of_features():
         ("attention", {"sees": "embedding"}, "'embedding'.*'fused'"),
         ("masking", {"share": 1.0}, r"share=1\.0"),
         ("masking", {"sees": "embedding"}, "'embedding'.*'fused'"),
+        ("shared", {"clusters": 1}, "clusters=1"),
+        ("shared", {"momentum": 1.0}, r"momentum=1\.0"),
+        ("shared", {"uniformity": -1.0}, r"uniformity=-1\.0"),
+        ("shared", {"decorrelation": -1.0}, r"decorrelation=-1\.0"),
+        ("shared", {"sees": "embedding"}, "'embedding'.*'fused'"),
         ("virtual", {"mixing": 0.0}, r"mixing=0\.0"),
         ("virtual", {"pairs_per_class": 0.0}, r"pairs_per_class=0\.0"),
     ],
@@ -460,6 +470,52 @@ def test_the_posterior_is_driven_to_uniform():
 
 
 # ---- virtual classes
+
+
+def test_correlations_are_numpys():
+    one, other = torch.randn(20, 4), torch.randn(20, 3)
+    wanted = np.corrcoef(one.numpy(), other.numpy(), rowvar=False)[:4, 4:]
+    np.testing.assert_allclose(correlations(one, other), wanted, atol=1e-5)
+
+
+def test_the_shared_branch_learns_clusters_that_cut_across_classes():
+    """Features = class + one of three ways to be shown, which no class owns: the clusters are the ways."""
+    torch.manual_seed(0)
+    classes, ways = 5 * torch.randn(CLASSES, FUSED), torch.randn(3, FUSED)
+    adversary = made("shared", clusters=3, momentum=0.9)
+    for _ in range(60):
+        label, way = torch.randint(CLASSES, (64,)), torch.randint(3, (64,))
+        features = classes[label] + ways[way] + 0.05 * torch.randn(64, FUSED)
+        adversary._follow(functional.normalize(features, dim=1), label)
+        found = adversary._clusters(adversary._standardized(features, label))
+    assert {len(set(found[way == one].tolist())) for one in range(3)} == {1}
+    assert len(set(found.tolist())) == 3
+
+
+def test_the_shared_branch_is_added_as_its_formula_says():
+    adversary, model = made("shared"), embedder()
+    batch = batch_of(model)
+    adversary(batch, 0.0)
+    features = adversary.seen_features(batch.embedded)
+    adversary.centres.copy_(functional.normalize(torch.randn_like(adversary.centres), dim=1))
+    standardized = adversary._standardized(batch.embedded.fused.features, batch.labels)
+    clusters = (standardized @ adversary.centres.T).argmax(dim=1)
+    loss = adversary.strike(batch, features, 0.3)
+    unit = functional.normalize(features, dim=1)
+    logits = 2.0 * unit @ functional.normalize(adversary.surrogates, dim=1).T
+    surrogate = -logits.log_softmax(dim=1)[torch.arange(IMAGES), clusters].mean()
+    uniform = -adversary.head(features).log_softmax(dim=1).mean()
+    rho = np.corrcoef(batch.embedded.embedding.detach(), features.detach(), rowvar=False)[:SIZE, SIZE:]
+    wanted = 0.3 * ((surrogate + uniform).item() + (rho**2).mean())
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_control_of_the_shared_branch_deals_the_same_clusters():
+    clusters = torch.arange(50) % 7
+    dealt = at_random(clusters)
+    assert sorted(dealt.tolist()) == sorted(clusters.tolist())
+    assert dealt.tolist() != clusters.tolist()
+    assert by_cluster(clusters) is clusters
 
 
 def test_virtual_classes_lie_between_the_pairs_that_the_head_confuses_most():

@@ -15,6 +15,7 @@ from unseen.nn.adversary.erasure import Erasure
 from unseen.nn.adversary.gradients import Auxiliary, Confusion, GradientReversal, RandomGradient
 from unseen.nn.adversary.masking import EvidenceMasking, TapMasking
 from unseen.nn.adversary.projection import PosteriorConfusion, ProjectionConfusion
+from unseen.nn.adversary.shared import SharedCharacteristics
 from unseen.nn.adversary.strength import Strength, constant, dann, linear
 from unseen.nn.adversary.virtual_classes import AdversarialVirtualClasses
 
@@ -33,6 +34,7 @@ __all__ = [
     "PosteriorConfusion",
     "ProjectionConfusion",
     "RandomGradient",
+    "SharedCharacteristics",
     "Strength",
     "TapMasking",
     "VirtualClasses",
