@@ -40,7 +40,7 @@ def test_the_list_of_commands_loads_no_command(arguments):
     assert not packages & (HEAVY | {"hydra", "omegaconf"})
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "check", "prepare", "report"])
+@pytest.mark.parametrize("command", ["train", "sweep", "measure", "check", "prepare", "report"])
 def test_help_of_a_command_loads_no_network(command):
     status, output, packages = loaded(command, "--help")
     assert status == 0, output

@@ -27,6 +27,8 @@ from hydra.utils import get_object
 
 from unseen.config import tune
 from unseen.config.command_line import check_overrides
+from unseen.config.measure import check_changes
+from unseen.config.own import divided, own_config
 from unseen.config.sweep import planned
 from unseen.config.values import UsageError
 
@@ -38,7 +40,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMANDS = "train|check|prepare|report|sweep|tune|export|embed|index|search|demo"
+COMMANDS = "train|measure|check|prepare|report|sweep|tune|export|embed|index|search|demo"
 COMMAND = re.compile(rf"^(?:\$ )?(?:\.venv/bin/)?unseen ({COMMANDS}) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
@@ -120,6 +122,11 @@ def check_command(line: str) -> None:
         return
     if found[1] == "tune":
         assert tune.planned(overrides, folder)[1]
+        return
+    if found[1] == "measure":
+        own, changes = divided(overrides, "measure")
+        own_config(own, "measure", folder)
+        check_changes(changes, folder)
         return
     check_overrides(found[1], overrides, folder)
 

@@ -39,13 +39,13 @@ def export(run: Path, output: Path | None = None) -> Path:
             bundle embeds images of the run otherwise than the run does; nothing is left behind then.
     """
     run = run.expanduser().resolve()
-    record = _record(run)
+    record = record_of(run)
     config = DictConfig(record.config)
     bare = config.copy()
     # All weights come from the checkpoint.
     bare.backbone.weights = "none"
     embedder = build_embedder(bare)
-    embedder.load_state_dict(_weights(run, record))
+    embedder.load_state_dict(weights_of(run, record))
     embedder.requires_grad_(False).eval()
     data = build_data(config)
     facts = {**facts_of(record), "thresholds": thresholds_of(embedder, data)}
@@ -100,7 +100,7 @@ def images_to_check(model: Model, run: Path | None, images: Path | None) -> tupl
         ValueError: the folder has no image, or one cannot be read.
     """
     if run is not None:
-        data = build_data(DictConfig(_record(run.expanduser().resolve()).config))
+        data = build_data(DictConfig(record_of(run.expanduser().resolve()).config))
         rows = data.split.query[:CHECKED]
         pixels = (data.images[int(row)] for row in rows)
         return prepared(model, pixels), f"{len(rows)} query images of the run"
@@ -139,7 +139,12 @@ def facts_of(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _record(run: Path) -> RunRecord:
+def record_of(run: Path) -> RunRecord:
+    """Of a finished run.
+
+    Raises:
+        ValueError: there is none in this folder, or the run has not succeeded.
+    """
     path = run / "record.json"
     if not path.is_file():
         raise ValueError(f"run={run}: there is no record.json in it. Name the folder of a finished run.")
@@ -149,7 +154,7 @@ def _record(run: Path) -> RunRecord:
     return record
 
 
-def _weights(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
+def weights_of(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
     """Those that the run measured: of the epoch that was chosen, else the last."""
     chosen = run / "checkpoints" / f"{(record.chosen_epoch or 0) - 1:03d}.ckpt"
     path = chosen if chosen.is_file() else run / "checkpoints" / "last.ckpt"

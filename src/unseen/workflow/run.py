@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
 from unseen.evaluation.measure import (
     Evaluate,
@@ -75,6 +76,11 @@ class EvaluationSettings:
     resamples: int
     probe_classes: int
     probe_images: int
+
+    @property
+    def of_galleries(self) -> dict[str, int]:
+        """What `measure` takes."""
+        return {"seed": self.seed, "draws": self.draws, "resamples": self.resamples}
 
 
 @dataclass
@@ -178,7 +184,7 @@ def _execute(run: Run) -> RunRecord | None:
     if untrained is None:
         return _validated(run, chosen_epoch)
     with run.timed("measure"):
-        measured = measure(run.learner.embedder, run.data, run.evaluate, **_how(run))
+        measured = measure(run.learner.embedder, run.data, run.evaluate, **run.evaluation.of_galleries)
     record = _record(run, measured, untrained, chosen_epoch)
     _save(run, record, measured)
     record = _probed(run, record)
@@ -216,15 +222,12 @@ def _validated(run: Run, chosen_epoch: int) -> RunRecord:
     return record
 
 
-def _how(run: Run) -> dict[str, int]:
-    how = run.evaluation
-    return {"seed": how.seed, "draws": how.draws, "resamples": how.resamples}
-
-
 def _measure_untrained(run: Run) -> Scores:
     run.learner.to(run.trainer.strategy.root_device)
     with run.timed("measure_untrained"):
-        return measure_untrained(run.learner.embedder.backbone, run.data, run.evaluate, **_how(run))
+        return measure_untrained(
+            run.learner.embedder.backbone, run.data, run.evaluate, **run.evaluation.of_galleries
+        )
 
 
 def _restore_chosen(run: Run) -> int:
@@ -243,10 +246,14 @@ def _restore_chosen(run: Run) -> int:
 
 
 def _record(run: Run, measured: Measurement, untrained: Scores, chosen_epoch: int) -> RunRecord:
-    names = run.data.manifest.class_names
-    classes = [names[int(label)] for label in measured.unseen.classes]
+    return with_scores(_trained_record(run, chosen_epoch), run.data.manifest, measured, untrained)
+
+
+def with_scores(record: RunRecord, manifest: Manifest, measured: Measurement, untrained: Scores) -> RunRecord:
+    """The record with what was measured, in place of anything that it had."""
+    classes = [manifest.class_names[int(label)] for label in measured.unseen.classes]
     return dataclasses.replace(
-        _trained_record(run, chosen_epoch),
+        record,
         metrics={**measured.metrics, **untrained.metrics},
         spread={**measured.spread, **untrained.spread},
         intervals={**measured.intervals, **untrained.intervals},

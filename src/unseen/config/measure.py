@@ -1,0 +1,179 @@
+"""Measures a finished run again: with another readout, by other metrics, on other images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import seed_everything
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from unseen.config.build import build_data, build_embedder
+from unseen.config.command_line import building, check_overrides, check_single, config_of_run
+from unseen.config.export import record_of, weights_of
+from unseen.config.identity import plain
+from unseen.config.own import divided, key_of_word, own_config
+from unseen.config.values import UsageError
+from unseen.data.module import DataModule
+from unseen.evaluation.measure import measure, measure_untrained, measure_validation
+from unseen.evaluation.probe import measure_probe
+from unseen.evaluation.readout import fit_readout
+from unseen.nn.embedder import Embedder
+from unseen.report.runs import Run, load_runs
+from unseen.retrieval import evaluate
+from unseen.tracking.record import RunRecord, save_queries
+from unseen.tracking.table import results_table
+from unseen.workflow.queries import query_columns
+from unseen.workflow.run import EvaluationSettings, with_scores
+
+SECTIONS = ("data", "protocol", "metrics", "evaluation")
+"""Of the config that a run is measured by; of `embedding`, the readout is."""
+READOUT = ("embedding.readout", "embedding.whitening")
+WEIGHTS = "backbone.weights"
+"""Of the untrained network, which is measured too: where the file lies now."""
+
+
+def measure_again(typed: Sequence[str], config_dir: str | None = None) -> int:
+    """Measure each run, unless that was done before; its weights stay as they are.
+
+    Args:
+        typed: `runs=`, `output=` (see `conf/measure.yaml`), and overrides of what a run is measured by.
+        config_dir: a user's own groups.
+
+    Returns:
+        0, the status to leave with.
+
+    Raises:
+        UsageError: a key changes what was trained, a run is not whole, or data cannot be read.
+    """
+    own, changes = divided(typed, "measure")
+    settings = own_config(own, "measure", config_dir)
+    check_changes(changes, config_dir)
+    with building():
+        folders = list(settings.runs) if isinstance(settings.runs, ListConfig) else [settings.runs]
+        runs = load_runs([str(Path(folder).expanduser()) for folder in folders]).finished
+    if not runs:
+        raise UsageError(f"runs={settings.runs}: there is no finished run in it. Name a folder of runs.")
+    console = Console()
+    for run in runs:
+        folder = _folder(Path(settings.output).expanduser(), run, changes)
+        if (folder / "record.json").is_file():
+            console.print(f"{run.name}: measured before, in {folder}", soft_wrap=True)
+            continue
+        with building():
+            record = _measured(run, changes, folder, config_dir)
+        title = f"{run.name}: {' '.join(changes) or 'again'}"
+        console.print(
+            results_table(record.metrics, spread=record.spread, intervals=record.intervals, title=title)
+        )
+        console.print(f"Written to {folder}", soft_wrap=True)
+    return 0
+
+
+def check_changes(changes: Sequence[str], config_dir: str | None) -> None:
+    """Refuse what cannot be another in a network that is trained.
+
+    Raises:
+        UsageError: naming the override.
+    """
+    check_overrides("train", changes, config_dir)
+    check_single(changes)
+    for word in changes:
+        key = key_of_word(word)
+        if key.partition(".")[0] not in SECTIONS and key not in (*READOUT, WEIGHTS):
+            raise UsageError(
+                f"{word}: that changes what was trained, and this measures what is. Keys of "
+                f"{', '.join(SECTIONS)} can be others, and {', '.join(READOUT)}; for the rest: unseen train."
+            )
+
+
+def _folder(output: Path, run: Run, changes: Sequence[str]) -> Path:
+    """Of the new record: a run that is measured in the same way again has the same."""
+    facts = "\n".join([str(run.folder.resolve()), run.record.finished, *sorted(changes)])
+    return output / f"{run.name}_{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | None) -> RunRecord:
+    record = record_of(run.folder)
+    before = OmegaConf.create(record.config)
+    config = _changed(before, record.overrides, changes, config_dir)
+    data = build_data(config)
+    embedder = _embedder(run.folder, record, before, config, data)
+    settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
+    by = functools.partial(evaluate, **plain(config.metrics))
+    record = dataclasses.replace(
+        record,
+        config=plain(config),
+        choices=record.choices | _groups(changes),
+        overrides=[*record.overrides, *changes],
+        split=data.split.fingerprint,
+        manifest=data.manifest.content_hash,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if not settings.test:
+        metrics = {"validation": measure_validation(embedder, data, by)}
+        record = dataclasses.replace(record, metrics=metrics, spread={}, intervals={}, per_class={})
+        record.save(folder / "record.json")
+        return record
+    seed_everything(record.seed, workers=True, verbose=False)  # a backbone that started from nothing
+    untrained = measure_untrained(instantiate(config.backbone), data, by, **settings.of_galleries)
+    measured = measure(embedder, data, by, **settings.of_galleries)
+    record = with_scores(record, data.manifest, measured, untrained)
+    probe = {"classes": settings.probe_classes, "images": settings.probe_images, "seed": settings.seed}
+    for split, accuracy in measure_probe(embedder, data, **probe).items():
+        record.metrics.get(split, {})["probe_accuracy"] = accuracy
+    folder.mkdir(parents=True, exist_ok=True)
+    save_queries(folder / "queries.npz", query_columns(measured))
+    record.save(folder / "record.json")
+    return record
+
+
+def _changed(
+    before: DictConfig, overrides: Sequence[str], changes: Sequence[str], config_dir: str | None
+) -> DictConfig:
+    """The config of the run with those sections that are typed as they would be in training."""
+    if not changes:
+        return before
+    composed = config_of_run("train", [*overrides, *changes], config_dir)
+    config = before.copy()
+    with open_dict(config):
+        for section in {key_of_word(word).partition(".")[0] for word in changes} & set(SECTIONS):
+            config[section] = composed[section]
+        config.data.image_size = before.data.image_size
+        for key in (*READOUT, WEIGHTS):
+            if key in map(key_of_word, changes):
+                OmegaConf.update(config, key, OmegaConf.select(composed, key))
+    return config
+
+
+def _embedder(
+    folder: Path, record: RunRecord, before: DictConfig, config: DictConfig, data: DataModule
+) -> Embedder:
+    """As the run measured it; a readout that is another is fitted to the run's own training images."""
+    bare = config.copy()
+    bare.backbone.weights = "none"
+    embedder = build_embedder(bare)
+    weights = weights_of(folder, record)
+    embedder.requires_grad_(False).eval()
+    if before.embedding == config.embedding:
+        embedder.load_state_dict(weights)
+        return embedder
+    trained = {name: value for name, value in weights.items() if not name.startswith("readout.")}
+    missing, unexpected = embedder.load_state_dict(trained, strict=False)
+    if unexpected or any(not name.startswith("readout.") for name in missing):
+        raise ValueError(f"{folder}: its weights do not fit its config ({[*missing, *unexpected][0]}).")
+    fit_readout(embedder, data if before.data == config.data else build_data(before))
+    return embedder
+
+
+def _groups(changes: Sequence[str]) -> dict[str, str]:
+    """Choices among the overrides: those of whole sections."""
+    words: dict[str, Any] = {key_of_word(word): word.partition("=")[2] for word in changes}
+    return {key: value for key, value in words.items() if key in SECTIONS}

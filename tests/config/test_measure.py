@@ -1,0 +1,126 @@
+"""Finished runs are measured again as a run that was trained for it is, and nothing of them changes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseen.config.command_line import config_of_run
+from unseen.config.measure import measure_again
+from unseen.config.run import run
+from unseen.config.values import UsageError
+from unseen.tracking.record import RunRecord
+
+pytestmark = pytest.mark.slow
+
+QUICK = ["pictures=false", "evaluation.probe_classes=0", "evaluation.draws=2", "evaluation.resamples=20"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tmp_path_factory):
+    """`trained(*overrides)`: folder of a finished run."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def make(*overrides):
+        folder = root / "-".join(["run", *overrides]).replace("=", "-")
+        if not folder.exists():
+            words = [*tiny_run, *QUICK, *overrides, f"hydra.run.dir={folder}"]
+            config = config_of_run("train", words, None)
+            run(config)
+        return folder
+
+    return make
+
+
+def measured(output):
+    return [RunRecord.load(path) for path in sorted(output.glob("*/record.json"))]
+
+
+def test_without_a_change_the_same_comes_out(trained, tmp_path):
+    folder = trained("embedding.readout=features")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert measure_again([f"runs={folder}", f"output={tmp_path}"]) == 0
+    [record] = measured(tmp_path)
+    first = RunRecord.load(folder / "record.json")
+    for split, values in first.metrics.items():
+        assert record.metrics[split] == pytest.approx(values, abs=1e-6), split
+    assert record.intervals == first.intervals
+    assert record.job_key == first.job_key
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_readout_is_what_a_run_with_it_has(trained, tmp_path):
+    """Training does not see the readout, so two runs that differ in it alone share their weights."""
+    features, projection = trained("embedding.readout=features"), trained("embedding.readout=projection")
+    for have, want in ((features, projection), (projection, features)):
+        readout = RunRecord.load(want / "record.json").config["embedding"]["readout"]
+        output = tmp_path / readout
+        measure_again([f"runs={have}", f"output={output}", f"embedding.readout={readout}"])
+        [record] = measured(output)
+        wanted = RunRecord.load(want / "record.json")
+        assert record.config["embedding"]["readout"] == readout
+        assert record.metrics["unseen"] == pytest.approx(wanted.metrics["unseen"], abs=1e-6)
+        assert record.metrics["gap"] == pytest.approx(wanted.metrics["gap"], abs=1e-6)
+
+
+def test_what_was_measured_is_not_measured_again(trained, tmp_path, capsys):
+    command = [
+        f"runs={trained('embedding.readout=features')}",
+        f"output={tmp_path}",
+        "metrics.recall_at=[1,3]",
+    ]
+    measure_again(command)
+    [record] = measured(tmp_path)
+    assert "recall_at_3" in record.metrics["unseen"]
+    capsys.readouterr()
+    measure_again(command)
+    assert "measured before" in capsys.readouterr().out
+    assert measured(tmp_path) == [record]
+    measure_again([*command, "metrics.mrr=true"])
+    assert len(measured(tmp_path)) == 2
+
+
+def test_images_of_another_folder(trained, tmp_path):
+    """Of one colour each: any network tells all of them apart, whatever it was trained on."""
+    generator = np.random.default_rng(1)
+    for label, colour in enumerate(generator.integers(0, 255, (4, 3))):
+        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (40, 40), tuple(map(int, colour))).save(
+                tmp_path / "photos" / str(label) / f"{index}.png"
+            )
+    output = tmp_path / "out"
+    command = [f"runs={trained('embedding.readout=features')}", f"output={output}", "data=folder"]
+    measure_again([*command, f"data.root={tmp_path / 'photos'}", "data.workers=0"])
+    [record] = measured(output)
+    assert record.metrics["unseen"]["recall_at_1"] == 1.0
+    assert set(record.per_class["map_at_r"]) == {"2", "3"}
+    assert record.config["data"]["root"] == str(tmp_path / "photos")
+    assert record.config["data"]["image_size"] == 32
+
+
+def test_a_change_of_what_was_trained_is_refused(trained, tmp_path):
+    folder = trained("embedding.readout=features")
+    for word in ("loss=triplet", "seed=3", "embedding.size=8", "backbone.taps=stages"):
+        with pytest.raises(UsageError, match=f"{word}.*changes what was trained"):
+            measure_again([f"runs={folder}", f"output={tmp_path}", word])
+    with pytest.raises(UsageError, match="several values"):
+        measure_again([f"runs={folder}", f"output={tmp_path}", "embedding.whitening=1,2"])
+    with pytest.raises(UsageError, match="no finished run"):
+        measure_again([f"runs={tmp_path}", f"output={tmp_path}"])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(folder / "record.json", bare)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        measure_again([f"runs={bare}", f"output={tmp_path / 'out'}"])
+
+
+def test_validation_alone_where_the_test_classes_are_not_to_be_seen(trained, tmp_path):
+    folder = trained("embedding.readout=features")
+    measure_again([f"runs={folder}", f"output={tmp_path}", "evaluation.test=false", "protocol=holdout"])
+    [record] = measured(tmp_path)
+    assert set(record.metrics) == {"validation"}
+    content = json.loads(next(tmp_path.glob("*/record.json")).read_text())
+    assert content["per_class"] == {}
