@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from unseen.deploy.model import Model, images_of
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
 from unseen.nn.embedder import Embedder
+from unseen.nn.lora import merge
 from unseen.tracking.record import RunRecord
 
 CHECKED = 64
@@ -45,7 +47,10 @@ def export(run: Path, output: Path | None = None) -> Path:
     # All weights come from the checkpoint.
     bare.backbone.weights = "none"
     embedder = build_embedder(bare)
+    if "trainable" in config:
+        instantiate(config.trainable)(embedder.backbone)  # low-rank additions, which are merged once loaded
     embedder.load_state_dict(_weights(run, record))
+    merge(embedder.backbone)
     embedder.requires_grad_(False).eval()
     data = build_data(config)
     facts = {**facts_of(record), "thresholds": thresholds_of(embedder, data)}
