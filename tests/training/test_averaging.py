@@ -1,4 +1,4 @@
-"""Averages of weights: those of a plain loop over the steps, validated, saved and deployed; exact on resume."""
+"""Averages of weights: those of a plain loop over the steps, validated, saved, deployed, resumed exactly."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,17 @@ from unseen.workflow.run import execute
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 STEPS = [
-    "trainer.max_epochs=2", "sampler.classes_per_batch=2", "sampler.images_per_class=2",
-    "protocol=holdout", "protocol.class_fraction=0.5", "embedding.size=6", "pictures=false",
+    "trainer.max_epochs=3", "sampler.classes_per_batch=2", "sampler.images_per_class=2", "embedding.size=6", "pictures=false",
     "evaluation.draws=1", "evaluation.resamples=0", "evaluation.probe_classes=0",
 ]  # fmt: skip
 
 
+HOLDOUT = ["protocol=holdout", "protocol.class_fraction=0.5"]
+
+
 def made(tiny_run, folder, *overrides):
-    return build(load_config([*tiny_run, *STEPS, *overrides], run_folder=str(folder)))
+    protocol = [] if "protocol=fixed" in overrides else HOLDOUT
+    return build(load_config([*tiny_run, *STEPS, *protocol, *overrides], run_folder=str(folder)))
 
 
 def averaged(learner):
@@ -78,12 +81,11 @@ def fitted(tiny_run, folder, *overrides, watch=None, resume_from=None):
 
 def by_a_loop(watch, decay, first, trained, until):
     """The same in NumPy: steps from `first` on, all alike without a decay, then mixed with the start."""
-    average, count = watch.steps[until - 1], 0
-    for weights in watch.steps[first:until]:
+    average = watch.steps[until - 1]
+    for count, weights in enumerate(watch.steps[first:until]):
         share = 1 / (count + 1) if decay is None else 1 - min(decay, (1 + count) / (10 + count))
         share = 1 if count == 0 else share
         average = {name: value + share * (weights[name] - value) for name, value in average.items()}
-        count += 1
     return {
         name: trained * value + (1 - trained) * watch.start[name] if name.startswith("backbone") else value
         for name, value in average.items()
@@ -117,52 +119,65 @@ def test_a_loop_over_the_weights_of_the_steps_gives_what_is_validated_saved_and_
     # The share of training that is done after a step counts: half of it after the steps / 2 th.
     first = int(np.ceil(steps / 2)) - 1 if first is None else first
     for epoch, shown in enumerate(watch.validated, start=1):
-        until = steps * epoch // 2
+        until = steps * epoch // 3
         # A mean that has not begun leaves the weights of the last step.
         assert_same(shown, by_a_loop(watch, decay, first, trained, until))
     assert_same(averaged(run.learner), by_a_loop(watch, decay, first, trained, steps))
     held = run.learner.embedder.readout.directions.clone()
     fit_readout(run.learner.embedder, run.data)
     torch.testing.assert_close(run.learner.embedder.readout.directions, held, rtol=0, atol=0)
+    # With validation the last checkpoint is of the last epoch that was the best so far.
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    for name, value in run.learner.embedder.state_dict().items():
-        assert torch.equal(saved["state_dict"][f"embedder.{name}"], value), name
+    until, embedder = saved["global_step"], run.learner.embedder
     last = {name: value.double().numpy() for name, value in saved["averaging"]["weights"].items()}
-    assert_same(last, watch.steps[-1])
+    assert_same(last, watch.steps[until - 1])
+    state = {name: value for name, value in saved["state_dict"].items() if name.startswith("embedder.")}
+    embedder.load_state_dict({name.removeprefix("embedder."): value for name, value in state.items()})
+    assert_same(averaged(run.learner), by_a_loop(watch, decay, first, trained, until))
+    fit_readout(embedder, run.data)
+    assert torch.equal(state["embedder.readout.directions"], embedder.readout.directions)
+
+
+RESUMED = [*EMA, "averaging.trained=0.7", "optimizer.l2_sp=5", "save_every=0", "loss=norm_softmax"]
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    return fitted(tiny_run, folder, *EMA, "averaging.trained=0.7", "save_every=0", "loss=norm_softmax")
+    return fitted(tiny_run, tmp_path_factory.mktemp("whole"), *RESUMED)
 
 
-@pytest.mark.parametrize("watch", [StopsBefore(3), StopsBefore(5), FailsInValidation(0)])
+@pytest.mark.parametrize("watch", [StopsBefore(3), StopsBefore(7), FailsInValidation(0)])
 def test_a_run_that_stops_anywhere_goes_on_as_if_it_never_had(tiny_run, tmp_path, whole, watch):
-    overrides = [*EMA, "averaging.trained=0.7", "save_every=0", "loss=norm_softmax"]
     with pytest.raises(KeyError):
-        fitted(tiny_run, tmp_path, *overrides, watch=watch)
+        fitted(tiny_run, tmp_path, *RESUMED, watch=watch)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    resumed = fitted(tiny_run, tmp_path, *overrides, resume_from=last)
+    resumed = fitted(tiny_run, tmp_path, *RESUMED, resume_from=last)
     wanted = whole.learner.state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in resumed.learner.state_dict().items())
-    saved, resaved = (
-        torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["averaging"]
-        for run in (whole, resumed)
+    whole.trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    resumed.trainer.save_checkpoint(tmp_path / "resumed.ckpt")
+    one, other = (
+        torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["averaging"] for name in ("whole", "resumed")
     )
-    assert saved["averaged"] == resaved["averaged"]
+    assert one["averaged"] == other["averaged"]
     for kind in ("weights", "average"):
-        assert all(torch.equal(saved[kind][name], value) for name, value in resaved[kind].items())
+        assert all(torch.equal(one[kind][name], value) for name, value in other[kind].items())
 
 
-def test_a_run_with_nothing_left_to_train_is_measured_by_its_averages(tiny_run, tmp_path, whole):
-    overrides = [*EMA, "averaging.trained=0.7", "save_every=0", "loss=norm_softmax"]
-    again = fitted(
-        tiny_run, tmp_path, *overrides, resume_from=whole.folder / "checkpoints" / "last.ckpt"
-    )
-    assert again.trainer.global_step == whole.trainer.global_step
-    wanted = whole.learner.state_dict()
-    assert all(torch.equal(wanted[name], value) for name, value in again.learner.state_dict().items())
+def test_without_validation_the_last_checkpoint_is_what_is_deployed_and_a_resume_finds_nothing_left(
+    tiny_run, tmp_path
+):
+    overrides = [*EMA, "protocol=fixed"]
+    first = fitted(tiny_run, tmp_path, *overrides)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    again = fitted(tiny_run, tmp_path, *overrides, resume_from=last)
+    assert again.trainer.global_step == first.trainer.global_step
+    saved = torch.load(last, weights_only=True)
+    for name, value in first.learner.state_dict().items():
+        assert torch.equal(again.learner.state_dict()[name], value), name
+        assert torch.equal(saved["state_dict"][name], value), name
+    trained = saved["averaging"]["weights"]["projection.weight"]
+    assert not torch.equal(trained, saved["state_dict"]["embedder.projection.weight"])
 
 
 def test_a_run_is_measured_and_exported_with_the_averages_of_the_chosen_epoch(tiny_run, tmp_path):

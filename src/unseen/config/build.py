@@ -159,8 +159,9 @@ def _build_learner(
     trainable = _made(config, "trainable")(embedder.backbone)
     if interpolates and has_additions(embedder.backbone):
         raise ValueError(
-            f"averaging.trained={config.averaging.trained}: between the pretrained backbone and one with low-rank "
-            "additions lies their strength. Use averaging.trained=1 and a smaller trainable.alpha."
+            f"averaging.trained={config.averaging.trained} with trainable=lora: weights between those with "
+            "and without low-rank additions are additions of less strength. Use averaging.trained=1 and a "
+            "lower trainable.alpha."
         )
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)

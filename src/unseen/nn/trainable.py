@@ -51,7 +51,7 @@ def last(backbone: Backbone, *, count: int) -> frozenset[str]:
     """
     found = layers(backbone)
     if not 1 <= count <= len(found):
-        raise ValueError(f"count={count}: this backbone has {len(found)} layers. Give a number from 1 to that.")
+        raise ValueError(f"count={count}: this backbone has {len(found)} layers. Give a number of them.")
     return frozenset(name for names in found[-count:] for name in names)
 
 
@@ -80,8 +80,8 @@ def layers(backbone: Backbone) -> list[list[str]]:
     network = backbone.network
     if not hasattr(network, "group_matcher"):
         raise ValueError(
-            f"timm does not say how the layers of {type(network).__name__} follow each other (group_matcher). "
-            "Choose optimizer.layer_decay=1, and parameters by their names (trainable=named)."
+            f"timm does not say how the layers of {type(network).__name__} follow each other "
+            "(group_matcher). Choose optimizer.layer_decay=1, and parameters by names (trainable=named)."
         )
     found = group_parameters(network, network.group_matcher(coarse=False))
     return [[f"network.{name}" for name in found[place]] for place in sorted(found)]

@@ -143,9 +143,7 @@ class Optimization:
 
 
 @torch.no_grad()
-def pull_back(
-    optimizer: Optimizer, starts: Iterable[tuple[nn.Parameter, Tensor]], strength: float
-) -> None:
+def pull_back(optimizer: Optimizer, starts: Iterable[tuple[nn.Parameter, Tensor]], strength: float) -> None:
     """`w ← w − η α (w − w⁰)`: the gradient step of `α/2 ‖w − w⁰‖²` (L2-SP, Li et al. 2018,
     arXiv:1802.01483), apart from the loss.
 
