@@ -15,8 +15,8 @@ from unseen.workflow.run import execute
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 STEPS = [
-    "trainer.max_epochs=3", "sampler.classes_per_batch=2", "sampler.images_per_class=2", "embedding.size=6", "pictures=false",
-    "evaluation.draws=1", "evaluation.resamples=0", "evaluation.probe_classes=0",
+    "trainer.max_epochs=3", "sampler.classes_per_batch=2", "sampler.images_per_class=2", "embedding.size=6",
+    "pictures=false", "evaluation.draws=1", "evaluation.resamples=0", "evaluation.probe_classes=0",
 ]  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_a_loop_over_the_weights_of_the_steps_gives_what_is_validated_saved_and_
     assert torch.equal(state["embedder.readout.directions"], embedder.readout.directions)
 
 
-RESUMED = [*EMA, "averaging.trained=0.7", "optimizer.l2_sp=5", "save_every=0", "loss=norm_softmax"]
+RESUMED = [*EMA, "averaging.trained=0.7", "optimizer.l2_sp=5", "save_every=0", "loss=margin"]
 
 
 @pytest.fixture(scope="module")
