@@ -150,6 +150,8 @@ class WeightAveraging(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on from the weights of the last step."""
+        if STATE not in checkpoint:  # written by other software, without averages
+            return
         state = checkpoint[STATE]
         self._average, self._averaged = dict(state["average"]), state["averaged"]
         _put(state["weights"], _learner(pl_module).embedder)

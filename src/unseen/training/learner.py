@@ -63,6 +63,7 @@ class MetricLearner(LightningModule):
         self.optimization = optimization
         self.trainable = everything(embedder.backbone) if trainable is None else trainable
         self.embedder.choose_trainable(self.trainable)
+        self._layers = layers(embedder.backbone) if optimization.layer_decay < 1 else []
         self.pretrained = copy.deepcopy(embedder.backbone).requires_grad_(False) if keeps_pretrained else None
         self.validation = RetrievalMetric(evaluate)
         self._layout = layout
@@ -239,10 +240,8 @@ class MetricLearner(LightningModule):
             "adversary": self.adversary.parameters() if self.adversary is not None else [],
             **parameters_by_kind(self.loss),
         }
-        decays = self.optimization.layer_decay < 1
-        by_layer = layers(self.embedder.backbone) if decays else []
         return self.optimization.configure(
             kinds,
             int(self.trainer.estimated_stepping_batches),
-            [[backbone[name] for name in names] for names in by_layer],
+            [[backbone[name] for name in names] for names in self._layers],
         )
