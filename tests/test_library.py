@@ -13,6 +13,7 @@ from torch import nn
 import unseen
 from unseen.config.command_line import load_config
 from unseen.config.values import UsageError
+from unseen.nn.trainable import norms
 
 SMALL = [
     "sampler=class_balanced",
@@ -150,3 +151,17 @@ def test_import_unseen_loads_nothing_and_names_all():
         assert getattr(unseen, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = unseen.nothing
+
+
+@pytest.mark.slow
+def test_levers_are_switched_on_by_overrides(images, tmp_path):
+    run = fitted(
+        images, tmp_path, overrides=["trainable=norms", "averaging=ema", "averaging.share.decay=0.5"]
+    )
+    assert run.record.choices["trainable"] == "norms"
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    weight = run.model.projection.weight
+    assert torch.equal(saved["state_dict"]["embedder.projection.weight"], weight)
+    assert not torch.equal(saved["averaging"]["weights"]["projection.weight"], weight)
+    learning = {name for name, one in run.model.backbone.named_parameters() if one.requires_grad}
+    assert learning == norms(run.model.backbone)

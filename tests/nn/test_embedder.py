@@ -9,6 +9,7 @@ from torch import nn
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.nn.fusion import AttentionFusion, LastMap, tanh_score
+from unseen.nn.trainable import everything
 
 
 def made(fusion=LastMap, **changes):
@@ -79,16 +80,29 @@ def test_frozen_batch_norm_survives_training_mode():
 
 def test_a_frozen_backbone_neither_learns_nor_drifts_and_can_be_thawed():
     embedder = made().train()
-    embedder.freeze_backbone(True)
+    embedder.choose_trainable([])
     before = statistics(embedder)
     embedder(images()).embedding.sum().backward()
     assert all(parameter.grad is None for parameter in embedder.backbone.parameters())
     assert embedder.projection.weight.grad is not None
     assert all(torch.equal(value, before[name]) for name, value in statistics(embedder).items())
-    embedder.freeze_backbone(False)
+    embedder.choose_trainable(everything(embedder.backbone))
     embedder(images()).embedding.square()[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in embedder.backbone.parameters())
     assert any(not torch.equal(value, before[name]) for name, value in statistics(embedder).items())
+
+
+def test_batch_norm_keeps_its_statistics_where_its_own_weights_rest():
+    embedder = made().train()
+    chosen = {"network.layer1.0.bn1.weight", "network.layer4.0.conv1.weight"}
+    embedder.choose_trainable(chosen)
+    before = statistics(embedder)
+    embedder.eval().train()
+    embedder(images()).embedding.sum().backward()
+    weights = dict(embedder.backbone.named_parameters())
+    assert {name for name, weight in weights.items() if weight.grad is not None} == chosen
+    moved = {name for name, value in statistics(embedder).items() if not torch.equal(value, before[name])}
+    assert moved == {f"backbone.network.layer1.0.bn1.running_{kind}" for kind in ("mean", "var")}
 
 
 def test_an_embedding_has_a_dimension():

@@ -23,10 +23,12 @@ from unseen.data.module import DataModule
 from unseen.losses import MetricLoss
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
+from unseen.nn.lora import has_additions
 from unseen.retrieval import evaluate
 from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
 from unseen.tracking.run_folder import CHECKPOINTS, LAST
+from unseen.training.averaging import WeightAveraging
 from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
 from unseen.workflow.preflight import look_before
@@ -73,7 +75,9 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     folder = Path(config.run_folder)
     evaluation = functools.partial(evaluate, **plain(config.metrics))
     settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
-    learner, data = _build_learner(config, evaluation, given)
+    averaging: WeightAveraging | None = _made(config, "averaging")
+    interpolates = averaging is not None and averaging.trained < 1
+    learner, data = _build_learner(config, evaluation, given, interpolates)
     if not settings.test and len(data.split.validation) == 0:
         raise ValueError(
             "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
@@ -114,7 +118,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         folder=folder,
         data=data,
         learner=learner,
-        trainer=_build_trainer(config, data, card, identity, given),
+        trainer=_build_trainer(config, data, card, identity, given, averaging),
         evaluate=evaluation,
         evaluation=settings,
         seed=config.seed,
@@ -145,13 +149,20 @@ def build_embedder(
 
 
 def _build_learner(
-    config: DictConfig, evaluation: Callable[..., Any], given: Given
+    config: DictConfig, evaluation: Callable[..., Any], given: Given, interpolates: bool
 ) -> tuple[MetricLearner, DataModule]:
     # Cheap parts first: a wrong loss should not wait for images to be listed.
     loss = given.loss or _made(config, "loss")
     adversary = given.adversary or _made(config, "adversary")
     optimization = instantiate(config.optimizer)
     embedder = given.embedder or build_embedder(config)
+    trainable = _made(config, "trainable")(embedder.backbone)
+    if interpolates and has_additions(embedder.backbone):
+        raise ValueError(
+            f"averaging.trained={config.averaging.trained} with trainable=lora: weights between those with "
+            "and without low-rank additions are additions of less strength. Use averaging.trained=1 and a "
+            "lower trainable.alpha."
+        )
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)
     made = loss(num_classes=data.num_classes, embedding_size=size)
@@ -161,6 +172,8 @@ def _build_learner(
         made,
         _build_adversary(adversary, embedder, size, data.num_classes),
         optimization,
+        trainable,
+        interpolates or optimization.l2_sp > 0,
         evaluation,
         channels_last=config.channels_last,
     )
@@ -230,7 +243,12 @@ def _build_adversary(make: Any, embedder: Embedder, embedding_size: int, num_cla
 
 
 def _build_trainer(
-    config: DictConfig, data: DataModule, card: RunCard, identity: dict[str, Any], given: Given
+    config: DictConfig,
+    data: DataModule,
+    card: RunCard,
+    identity: dict[str, Any],
+    given: Given,
+    averaging: WeightAveraging | None,
 ) -> Trainer:
     validates = len(data.split.validation) > 0
     checkpoint = Checkpoints(
@@ -242,7 +260,9 @@ def _build_trainer(
         save_every=config.save_every,
         auto_insert_metric_name=False,
     )
-    callbacks = [callback for callback in instantiate(config.callbacks).values() if callback is not None]
+    # First, as the others are to see the weights that it puts in place.
+    callbacks: list[Callback] = [] if averaging is None else [averaging]
+    callbacks += [callback for callback in instantiate(config.callbacks).values() if callback is not None]
     # A dashboard wants to know whose it is.
     loggers = [
         logger(card) if isinstance(logger, functools.partial) else logger

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from unseen.deploy.model import Model, images_of
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
 from unseen.nn.embedder import Embedder
+from unseen.nn.lora import merge
 from unseen.tracking.record import RunRecord
 
 CHECKED = 64
@@ -41,12 +43,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     run = run.expanduser().resolve()
     record = record_of(run)
     config = DictConfig(record.config)
-    bare = config.copy()
-    # All weights come from the checkpoint.
-    bare.backbone.weights = "none"
-    embedder = build_embedder(bare)
-    embedder.load_state_dict(weights_of(run, record))
-    embedder.requires_grad_(False).eval()
+    embedder = trained_embedder(config, weights_of(run, record))
     data = build_data(config)
     facts = {**facts_of(record), "thresholds": thresholds_of(embedder, data)}
     model = Model(embedder, data.transforms.evaluation, facts)
@@ -137,6 +134,36 @@ def facts_of(record: RunRecord) -> dict[str, Any]:
         "initial_weights": record.weights,
         "finished": record.finished,
     }
+
+
+def trained_embedder(
+    config: DictConfig, weights: dict[str, torch.Tensor], but_readout: bool = False
+) -> Embedder:
+    """The network of a run with the weights of its checkpoint, in evaluation mode.
+
+    Args:
+        config: of the run.
+        weights: of the embedder.
+        but_readout: leave the readout as it is built; it is to be fitted anew.
+
+    Raises:
+        ValueError: the weights do not fit the config.
+    """
+    bare = config.copy()
+    bare.backbone.weights = "none"  # all come from the checkpoint
+    embedder = build_embedder(bare)
+    if "trainable" in config:
+        instantiate(config.trainable)(embedder.backbone)  # low-rank additions, which are merged once loaded
+    known = {name: value for name, value in weights.items() if not (but_readout and _is_readouts(name))}
+    missing, unexpected = embedder.load_state_dict(known, strict=False)
+    if wrong := [*unexpected, *(name for name in missing if not (but_readout and _is_readouts(name)))]:
+        raise ValueError(f"The weights of the checkpoint do not fit the config of its run: {wrong[0]}.")
+    merge(embedder.backbone)
+    return embedder.requires_grad_(False).eval()
+
+
+def _is_readouts(name: str) -> bool:
+    return name.startswith("readout.")
 
 
 def record_of(run: Path) -> RunRecord:

@@ -15,9 +15,9 @@ from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from unseen.config.build import build_data, build_embedder
+from unseen.config.build import build_data
 from unseen.config.command_line import building, check_overrides, check_single, config_of_run
-from unseen.config.export import record_of, weights_of
+from unseen.config.export import record_of, trained_embedder, weights_of
 from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.values import UsageError
@@ -157,19 +157,10 @@ def _embedder(
     folder: Path, record: RunRecord, before: DictConfig, config: DictConfig, data: DataModule
 ) -> Embedder:
     """As the run measured it; a readout that is another is fitted to the run's own training images."""
-    bare = config.copy()
-    bare.backbone.weights = "none"
-    embedder = build_embedder(bare)
-    weights = weights_of(folder, record)
-    embedder.requires_grad_(False).eval()
-    if before.embedding == config.embedding:
-        embedder.load_state_dict(weights)
-        return embedder
-    trained = {name: value for name, value in weights.items() if not name.startswith("readout.")}
-    missing, unexpected = embedder.load_state_dict(trained, strict=False)
-    if unexpected or any(not name.startswith("readout.") for name in missing):
-        raise ValueError(f"{folder}: its weights do not fit its config ({[*missing, *unexpected][0]}).")
-    fit_readout(embedder, data if before.data == config.data else build_data(before))
+    changes = before.embedding != config.embedding
+    embedder = trained_embedder(config, weights_of(folder, record), but_readout=changes)
+    if changes:
+        fit_readout(embedder, data if before.data == config.data else build_data(before))
     return embedder
 
 

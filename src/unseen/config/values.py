@@ -68,6 +68,7 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "seed": Limits(0, 2**32 - 1),
     "data.image_size": Limits(8),  # below, a network sees its own padding
     "optimizer.learning_rates.*": Limits(0, whole=False),
+    "optimizer.l2_sp": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
     "adversary.sees": OneOf(("fused", "embedding")),
     "embedding.readout": OneOf(("features", "projection")),

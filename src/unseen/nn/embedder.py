@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -79,7 +79,6 @@ class Embedder(nn.Module):
         self.normalize = normalize
         self.layer_norm = layer_norm
         self.frozen_batch_norm = frozen_batch_norm
-        self._backbone_is_frozen = False
         self.train(self.training)
 
     def forward(self, images: Tensor) -> Embedded:
@@ -100,17 +99,24 @@ class Embedder(nn.Module):
             embedding = functional.normalize(embedding.float(), dim=1)
         return embedding
 
-    def freeze_backbone(self, frozen: bool) -> None:
-        """Stop or resume the learning of the backbone, its batch norm statistics included."""
-        self._backbone_is_frozen = frozen
-        self.backbone.requires_grad_(not frozen)
+    def choose_trainable(self, names: Collection[str]) -> None:
+        """Let these parameters of the backbone learn, and no others of it.
+
+        Batch norm keeps its statistics where its own parameters rest.
+
+        Args:
+            names: as `backbone.named_parameters()` has them.
+        """
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in names)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Embedder:
-        """As `nn.Module.train`, but what is frozen stays in evaluation mode."""
+        """As `nn.Module.train`, but batch norm that rests stays in evaluation mode."""
         super().train(mode)
-        if mode and (self.frozen_batch_norm or self._backbone_is_frozen):
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.backbone.modules() if mode else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # One without weights goes with the rest.
+                own = list(module.parameters()) or self.backbone.parameters()
+                module.train(not self.frozen_batch_norm and any(weight.requires_grad for weight in own))
         return self

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from unseen.data.batch import Batch
 from unseen.evaluation.readout import fit_readout
 from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.embedder import Embedded, Embedder
+from unseen.nn.trainable import everything, layers
 from unseen.retrieval import RetrievalMetric, evaluate
-from unseen.training.optimization import Optimization
+from unseen.training.optimization import Optimization, pull_back
+
+log = logging.getLogger(__name__)
 
 
 class MetricLearner(LightningModule):
@@ -28,8 +34,14 @@ class MetricLearner(LightningModule):
         loss: `(embeddings (B, d), labels (B,), ids (B,))` → scalar; its parameters learn too.
         adversary: classifier of the seen classes, or none.
         optimization: learning rates, schedule, frozen warm-up.
+        trainable: names of the backbone's parameters that learn; none of them rest by default.
+        keeps_pretrained: have a copy of the backbone as it is now, which goes into checkpoints; averaging
+            with it and `Optimization.l2_sp` need one.
         evaluate: embeddings `(N, d)` and labels `(N,)` → retrieval result; for the validation classes.
         channels_last: keep images and weights in the memory layout that CPU and GPU convolutions prefer.
+
+    Attributes:
+        pretrained: that copy, or none.
     """
 
     def __init__(
@@ -38,6 +50,8 @@ class MetricLearner(LightningModule):
         loss: nn.Module,
         adversary: ClassAdversary | None,
         optimization: Optimization,
+        trainable: Collection[str] | None = None,
+        keeps_pretrained: bool = False,
         evaluate: Callable[..., Any] = evaluate,
         channels_last: bool = True,
     ) -> None:
@@ -47,6 +61,10 @@ class MetricLearner(LightningModule):
         self.loss = loss
         self.adversary = adversary
         self.optimization = optimization
+        self.trainable = everything(embedder.backbone) if trainable is None else trainable
+        self.embedder.choose_trainable(self.trainable)
+        self._layers = layers(embedder.backbone) if optimization.layer_decay < 1 else []
+        self.pretrained = copy.deepcopy(embedder.backbone).requires_grad_(False) if keeps_pretrained else None
         self.validation = RetrievalMetric(evaluate)
         self._layout = layout
         # Sum of the weights that the readout was last fitted to.
@@ -162,7 +180,15 @@ class MetricLearner(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Freeze the backbone during its warm-up; a pure function of the epoch, so it resumes."""
-        self.embedder.freeze_backbone(self.current_epoch < self.optimization.frozen_backbone_epochs)
+        rests = self.current_epoch < self.optimization.frozen_backbone_epochs
+        self.embedder.choose_trainable(() if rests else self.trainable)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Pull the backbone back to where it started, if asked for."""
+        if self.pretrained is None or self.optimization.l2_sp == 0:
+            return
+        starts = zip(self.embedder.backbone.parameters(), self.pretrained.parameters(), strict=True)
+        pull_back(optimizer, starts, self.optimization.l2_sp)
 
     def on_validation_epoch_start(self) -> None:
         """What is validated is what would be deployed."""
@@ -203,10 +229,19 @@ class MetricLearner(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups."""
         head = [*self.embedder.fusion.parameters(), *self.embedder.projection.parameters()]
+        backbone = dict(self.embedder.backbone.named_parameters())
+        learning = {name: weight for name, weight in backbone.items() if name in self.trainable}
+        if len(learning) < len(backbone):
+            sizes = [sum(weight.numel() for weight in held.values()) for held in (backbone, learning)]
+            log.info("Of %s parameters of the backbone %s learn.", *(f"{size:,}" for size in sizes))
         kinds: dict[str, Iterable[nn.Parameter]] = {
-            "backbone": self.embedder.backbone.parameters(),
+            "backbone": learning.values(),
             "head": head,
             "adversary": self.adversary.parameters() if self.adversary is not None else [],
             **parameters_by_kind(self.loss),
         }
-        return self.optimization.configure(kinds, int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure(
+            kinds,
+            int(self.trainer.estimated_stepping_batches),
+            [[backbone[name] for name in names] for names in self._layers],
+        )

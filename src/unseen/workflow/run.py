@@ -32,6 +32,7 @@ from unseen.evaluation.measure import (
 )
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.untrained import worse_than_untrained
+from unseen.nn.lora import merge
 from unseen.pictures import training_curves
 from unseen.tracking.dashboards import (
     begin,
@@ -180,6 +181,7 @@ def _execute(run: Run) -> RunRecord | None:
     if run.trainer.global_step == run.checkpoints.resumed_step:
         log.warning("Nothing was left to train: raise trainer.max_epochs to go on. It is measured again.")
     chosen_epoch = _restore_chosen(run)
+    merge(run.learner.embedder.backbone)
     run.learner.to(device)  # Lightning leaves the learner on the CPU
     if untrained is None:
         return _validated(run, chosen_epoch)
