@@ -13,6 +13,7 @@ from torch import nn
 import unseen
 from unseen.config.command_line import load_config
 from unseen.config.values import UsageError
+from unseen.nn.regularizer import Regularizer
 from unseen.nn.trainable import norms
 
 SMALL = [
@@ -87,6 +88,35 @@ def test_a_loss_is_a_name_an_object_or_several_of_them(images, tmp_path, loss, n
     assert run.record.choices["loss"] == named
     assert run.record.choices["adversary"] == "none"
     assert run.model.layer_norm == (loss == "norm_softmax")
+
+
+@pytest.mark.slow
+def test_learned_weights_and_a_regulariser_train_and_stay_out_of_what_is_saved(images, tmp_path):
+    losses = {"contrastive": 1.0, "norm_softmax": 0.5}
+    typed = {"overrides": ["loss.learned_within=5", "regularizer.sizes=[12]"]}
+    run = fitted(images, tmp_path / "run", loss=losses, regularizer="self_distillation", **typed)
+    assert run.record.choices["regularizer"] == "self_distillation"
+    assert run.record.config["loss"]["learned_within"] == 5
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert state["loss.thetas"].abs().min() > 0
+    assert [name for name in state if name.startswith("regularizer.branches")]
+    bundle = unseen.load(run.save(tmp_path / "bundle"))
+    assert sorted(bundle.embedder.state_dict()) == sorted(run.model.state_dict())
+    assert not [name for name in bundle.embedder.state_dict() if "branch" in name]
+    torch.testing.assert_close(bundle.embed(images[0][:4]), run.embed(images[0][:4]))
+
+
+@pytest.mark.slow
+def test_a_regulariser_of_ones_own_is_taken_as_an_object(images, tmp_path):
+    class Short(Regularizer):
+        def __init__(self, embedder, loss):
+            super().__init__()
+
+        def forward(self, batch):
+            return 0.1 * batch.embedded.fused.features.square().sum(1).mean()
+
+    run = fitted(images, tmp_path, loss="contrastive", regularizer=Short)
+    assert run.record.choices["regularizer"] == "Short"
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from unseen.losses import as_metric_loss
 from unseen.losses.weighted_sum import weighted_sum
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
+from unseen.nn.regularizer import Regularizer
 from unseen.tracking.record import RunRecord
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
@@ -180,6 +181,7 @@ def fit(
     *,
     loss: str | nn.Module | Mapping[str, float] | Mapping[str, tuple[float, nn.Module]] | None = None,
     adversary: str | Any | None = None,
+    regularizer: str | Callable[..., Regularizer] | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -196,9 +198,12 @@ def fit(
         data: of `dataset`.
         loss: a choice of `loss=`; a module `(embeddings (B, d), labels (B,)) → scalar`, those of
             pytorch-metric-learning among them; several by name with weights,
-            `{"triplet": 1, "arcface": 0.1}`; or several modules with weights, `{"mine": (0.5, module)}`.
+            `{"triplet": 1, "arcface": 0.1}`; or several modules with weights, `{"mine": (0.5, module)}`;
+            the override `loss.learned_within=10` has the weights learned.
         adversary: a choice of `adversary=` (`none` for none), or what is called with `in_features` and
             `num_classes` and has an attribute `sees`.
+        regularizer: a choice of `regularizer=`, or what is called with `embedder` and `loss` (size of an
+            embedding → the loss for it) and gives an `unseen.nn.regularizer.Regularizer`.
         epochs: of training.
         seed: of initialisation, order and augmentation.
         callbacks: Lightning's, beside ours.
@@ -215,6 +220,7 @@ def fit(
         "data.image_size": model.backbone.image_size,
         "loss": "combined" if isinstance(loss, Mapping) else _name(loss),
         "adversary": _name(adversary),
+        "regularizer": _name(regularizer),
         "trainer.max_epochs": epochs,
         "seed": seed,
         "logger": _name(logger),
@@ -228,12 +234,14 @@ def fit(
         # Data for networks that start from nothing deploy what the loss sees.
         if config.embedding.readout == "projection":
             model.readout = None
-    _name_objects(config, loss, adversary)
+    made_loss = _loss(loss, config)
+    _name_objects(config, {"loss": loss, "adversary": adversary, "regularizer": regularizer})
     given = Given(
         embedder=model,
         collection=data.collection,
-        loss=_loss(loss),
+        loss=made_loss,
         adversary=None if isinstance(adversary, str) else adversary,
+        regularizer=None if isinstance(regularizer, str) else regularizer,
         callbacks=callbacks,
         loggers=_loggers(logger),
     )
@@ -252,7 +260,7 @@ def _loggers(logger: str | Logger | Sequence[Logger] | None) -> list[Logger]:
     return [logger] if isinstance(logger, Logger) else list(logger)
 
 
-def _loss(loss: Any) -> Callable[..., nn.Module] | None:
+def _loss(loss: Any, config: DictConfig) -> Callable[..., nn.Module] | None:
     if loss is None or isinstance(loss, str):
         return None
     if isinstance(loss, nn.Module):
@@ -262,7 +270,7 @@ def _loss(loss: Any) -> Callable[..., nn.Module] | None:
         name: _always(part[1]) if isinstance(part, tuple) else instantiate(load_config([f"loss={name}"]).loss)
         for name, part in loss.items()
     }
-    return functools.partial(weighted_sum, parts, weights)
+    return functools.partial(weighted_sum, parts, weights, config.loss.learned_within)
 
 
 def _always(loss: nn.Module) -> Callable[..., nn.Module]:
@@ -271,9 +279,8 @@ def _always(loss: nn.Module) -> Callable[..., nn.Module]:
     return lambda **sizes: module
 
 
-def _name_objects(config: DictConfig, loss: Any, adversary: Any) -> None:
+def _name_objects(config: DictConfig, objects: Mapping[str, Any]) -> None:
     """What is an object is named by its class in the record, in place of the choice that it replaces."""
-    objects = {"loss": loss, "adversary": adversary}
     with open_dict(config):
         for group, part in objects.items():
             if part is None or isinstance(part, str):
@@ -281,11 +288,17 @@ def _name_objects(config: DictConfig, loss: Any, adversary: Any) -> None:
             if isinstance(part, Mapping):
                 config.choices[group] = "+".join(map(str, part))
                 config[group] = {
-                    str(name): str(one[0] if isinstance(one, tuple) else one) for name, one in part.items()
+                    **{
+                        str(name): str(one[0] if isinstance(one, tuple) else one)
+                        for name, one in part.items()
+                    },
+                    "learned_within": config[group].learned_within,
                 }
                 continue
-            config.choices[group] = type(part).__name__
-            config[group] = OmegaConf.create({"class": f"{type(part).__module__}.{type(part).__qualname__}"})
+            made = getattr(part, "func", part)
+            kind = made if isinstance(made, type) else type(made)
+            config.choices[group] = kind.__name__
+            config[group] = OmegaConf.create({"class": f"{kind.__module__}.{kind.__qualname__}"})
 
 
 def _name(part: Any) -> str | None:

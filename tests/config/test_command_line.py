@@ -158,7 +158,7 @@ def test_right_overrides_pass(override):
 def test_keys_are_checked_in_the_place_that_a_choice_was_given():
     overrides = ["loss=combined", "loss@loss.parts.pairs=triplet"]
     check_overrides("train", [*overrides, "loss.weights.pairs=0.5", "loss.parts.pairs.function.margin=0.3"])
-    with pytest.raises(UsageError, match=r"'loss' has the keys: parts, weights"):
+    with pytest.raises(UsageError, match=r"'loss' has the keys: learned_within, miners, parts, weights"):
         check_overrides("train", [*overrides, "loss.function.margin=0.3"])
 
 

@@ -209,7 +209,7 @@ def loss_without_a_mean(root: Path) -> None:
 
 
 def one_class(root: Path) -> None:
-    pair_loss(Unreduced(), None, None, num_classes=1, embedding_size=2)
+    pair_loss(Unreduced(), None, None, 0.0, num_classes=1, embedding_size=2)
 
 
 CASES: dict[str, Case] = {

@@ -53,6 +53,9 @@ COMPANIONS = (
     ["protocol=folds"],
     ["loss=combined"],
     ["memory=cross_batch"],
+    ["regularizer=distillation"],
+    ["regularizer=self_distillation"],
+    ["regularizer=mixup"],
     ["logger=[wandb,mlflow]"],
 )
 """Choices that have keys which others have not."""

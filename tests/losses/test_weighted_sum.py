@@ -152,3 +152,97 @@ def test_a_value_for_each_image_is_refused_in_words():
 
     with pytest.raises(ValueError, match=r"Each gave a tensor of shape \(24,\), wanted a scalar"):
         as_metric_loss(Each())(*batch())
+
+
+class Constant(nn.Module):
+    """A loss whose value is known, and its own multiple of the embeddings' sum."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, embeddings, labels):
+        return self.value + 0 * embeddings.sum()
+
+
+def learned(values, within=10.0, weight=1.0):
+    parts = {f"loss{index}": (weight, Constant(value)) for index, value in enumerate(values)}
+    return WeightedSum(parts, learned_within=within)
+
+
+def test_learned_weights_start_where_they_were_given_and_have_the_gradient_of_kendall(build_loss):
+    parts = {"pairs": (0.5, build_loss("triplet")), "proxies": (2.0, build_loss("proxy_anchor"))}
+    given, both = WeightedSum(parts), WeightedSum(parts, learned_within=10.0)
+    embeddings, labels, ids = batch()
+    total = both(embeddings, labels, ids)
+    torch.testing.assert_close(total, given(embeddings, labels, ids))
+    assert both.weights == pytest.approx(given.weights)
+
+    with torch.no_grad():
+        both.thetas.copy_(torch.tensor([0.3, -0.8]))
+    # Kendall et al. 2018, eq. 7, doubled, in σ² = 1 / w: L / σ² + log σ²; by autograd from their own form.
+    thetas = both.thetas.detach().double().requires_grad_()
+    weights = torch.tensor([0.5, 2.0]).double() * 10.0 ** torch.tanh(thetas)
+    variances = 1 / weights
+    values = torch.stack([part(embeddings, labels, ids).detach() for part in both.parts.values()]).double()
+    objective = (values / variances + variances.log()).sum()
+    [wanted] = torch.autograd.grad(objective, thetas)
+    total = both(embeddings, labels, ids)
+    [found, at_embeddings] = torch.autograd.grad(total, [both.thetas, embeddings])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total.double(), (weights * values).sum().detach(), rtol=1e-4, atol=1e-5)
+    fixed = WeightedSum({name: (weight, parts[name][1]) for name, weight in both.weights.items()})
+    [alone] = torch.autograd.grad(fixed(embeddings, labels, ids), embeddings)
+    torch.testing.assert_close(at_embeddings, alone)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0.5, 4.0], [2.0, 0.25]),  # each counts the same: w = 1 / L
+        ([0.0, 1.0], [10.0, 1.0]),  # a miner that finds nothing does not take all weight
+        ([-3.0, 1.0], [10.0, 1.0]),  # nor does a loss below zero
+        ([1e-6, 1e6], [10.0, 0.1]),  # and none is left out
+    ],
+)
+def test_learned_weights_even_losses_out_and_none_takes_all(values, wanted):
+    loss = learned(values)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss(*batch()).backward()
+        optimizer.step()
+    assert list(loss.weights.values()) == pytest.approx(wanted, rel=0.05)
+
+
+def test_learned_weights_are_saved_and_learn_at_the_rate_of_the_loss():
+    loss, other = learned([1.0, 2.0]), learned([1.0, 2.0])
+    with torch.no_grad():
+        loss.thetas.copy_(torch.tensor([1.0, -1.0]))
+    other.load_state_dict(loss.state_dict())
+    assert other.weights == loss.weights
+    assert parameters_by_kind(loss) == {"proxies": [], "loss": [loss.thetas]}
+
+
+def test_weights_that_are_given_add_no_parameter_and_no_state(build_loss):
+    both = build_loss("combined")
+    assert not [name for name in both.state_dict() if "theta" in name]
+    assert build_loss("combined", "loss.learned_within=5.0").learned_within == 5.0
+
+
+@pytest.mark.parametrize("within", [1.0, 0.5, float("inf"), float("nan")])
+def test_a_factor_that_is_not_above_one_is_refused(within):
+    with pytest.raises(ValueError, match="learned_within="):
+        learned([1.0], within=within)
+
+
+def test_a_third_loss_and_a_miner_of_its_own_can_be_typed(build_loss):
+    typed = ["+loss@loss.parts.third=triplet", "+loss.weights.third=0.5", "loss.learned_within=10"]
+    miners = ["+miner@loss.miners.third=hard", "+miner@loss.miners.pairs=multi_similarity"]
+    three = build_loss("combined", *typed, *miners)
+    assert list(three.parts) == ["pairs", "proxies", "third"]
+    assert type(three.parts["third"].miner).__name__ == "BatchHardMiner"
+    assert type(three.parts["pairs"].miner).__name__ == "MultiSimilarityMiner"
+    assert three(*batch()).isfinite()
+    with pytest.raises(ValueError, match=r"miners are given for \['forth'\]"):
+        build_loss("combined", "+loss.miners.forth=null")

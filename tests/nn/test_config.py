@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.nn.adversaries import CLASSES, FUSED, IMAGES, batch_of, embedder
+from tests.nn.adversaries import CLASSES, FUSED, IMAGES, batch_of, embedder, labels, metric
 
 from unseen.config.command_line import config_folder, load_config
 from unseen.nn.embedder import Embedder
+from unseen.nn.regularizer import RegularizerInput
 
 TREE = "data.root=/images"
 
@@ -54,3 +55,27 @@ def test_every_adversary_gives_a_loss_or_is_none(choice):
     output = adversary(batch_of(model), adversary.strength_at(0.5, 1))
     assert output.loss.isfinite()
     assert output.logits.shape == (IMAGES, CLASSES)
+
+
+@pytest.mark.parametrize("choice", choices("regularizer"))
+def test_every_regulariser_gives_a_loss_or_is_none(choice):
+    make = instantiate(load_config([f"regularizer={choice}"]).regularizer)
+    if choice == "none":
+        assert make is None
+        return
+
+    def loss(embeddings, target, ids):
+        return metric(embeddings, target)
+
+    class Loss(torch.nn.Module):
+        def forward(self, embeddings, target, ids):
+            return loss(embeddings, target, ids)
+
+    model = embedder()
+    regularizer = make(embedder=model, loss=lambda size: Loss())
+    images = torch.zeros(IMAGES, 3, 1, 1)
+    embedded, ids = model(images), torch.arange(IMAGES)
+    of_batch = loss(embedded.embedding, labels(), ids)
+    batch = RegularizerInput(images, embedded, model, labels(), ids, of_batch, loss)
+    assert regularizer(batch).isfinite()
+    assert regularizer(batch).requires_grad

@@ -24,6 +24,7 @@ from unseen.losses import MetricLoss
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.nn.lora import has_additions
+from unseen.nn.regularizer import Regularizer
 from unseen.retrieval import evaluate
 from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
@@ -46,6 +47,7 @@ class Given:
         collection: images, in place of a source of files.
         loss: called with `num_classes` and `embedding_size`.
         adversary: called with `in_features` and `num_classes`; it has an attribute `sees`.
+        regularizer: called with `embedder` and `loss`, which makes the loss for a size of embedding.
         callbacks: beside the config's.
         loggers: beside the config's.
     """
@@ -54,6 +56,7 @@ class Given:
     collection: ImageCollection | None = None
     loss: Callable[..., nn.Module] | None = None
     adversary: Any = None
+    regularizer: Callable[..., Regularizer] | None = None
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[Logger] = ()
 
@@ -154,6 +157,7 @@ def _build_learner(
     # Cheap parts first: a wrong loss should not wait for images to be listed.
     loss = given.loss or _made(config, "loss")
     adversary = given.adversary or _made(config, "adversary")
+    regularizer = given.regularizer or _made(config, "regularizer")
     optimization = instantiate(config.optimizer)
     embedder = given.embedder or build_embedder(config)
     trainable = _made(config, "trainable")(embedder.backbone)
@@ -165,7 +169,11 @@ def _build_learner(
         )
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)
-    made = loss(num_classes=data.num_classes, embedding_size=size)
+
+    def loss_of(embedding_size: int) -> nn.Module:
+        return loss(num_classes=data.num_classes, embedding_size=embedding_size)
+
+    made = loss_of(size)
     _check_positives(made, config.sampler.get("images_per_class"))
     learner = MetricLearner(
         embedder,
@@ -176,6 +184,7 @@ def _build_learner(
         interpolates or optimization.l2_sp > 0,
         evaluation,
         channels_last=config.channels_last,
+        regularizer=None if regularizer is None else regularizer(embedder=embedder, loss=loss_of),
     )
     return learner, data
 

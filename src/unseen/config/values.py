@@ -71,6 +71,7 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "optimizer.l2_sp": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
     "adversary.sees": OneOf(("fused", "embedding")),
+    "regularizer.into": OneOf(("embedding", "fused")),
     "embedding.readout": OneOf(("features", "projection")),
     "metrics.*_at": ListOf(Limits(1)),
     "metrics.similarity": OneOf(("cosine", "euclidean", "dot")),

@@ -12,6 +12,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 from torch import Tensor, nn
 
 from unseen.losses.memory import CrossBatchMemory
+from unseen.losses.switching import switched
 
 
 class MetricLoss(nn.Module):
@@ -24,9 +25,12 @@ class MetricLoss(nn.Module):
         miner: `(embeddings, labels, reference embeddings, reference labels)` → indices of pairs or triplets.
         memory: earlier embeddings to compare the batch with.
         compares_pairs: whether it compares embeddings with each other and so needs classes with two of them.
+        switching: ρ, with which probability an anchor takes its positives for negatives in training; see
+            `unseen.losses.switching`.
 
     Raises:
-        ValueError: the function cannot be called with what the miner or the memory finds.
+        ValueError: the function cannot be called with what the miner or the memory finds, or ρ is outside
+            [0, 1).
     """
 
     def __init__(
@@ -35,8 +39,16 @@ class MetricLoss(nn.Module):
         miner: nn.Module | None = None,
         memory: CrossBatchMemory | None = None,
         compares_pairs: bool = False,
+        switching: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= switching < 1:
+            raise ValueError(f"switching={switching}: a probability below 1, 0 for none.")
+        if switching and not _takes(function, 3):
+            raise ValueError(
+                f"switching={switching}, but {_name(function)} takes fewer than 3 arguments: it compares "
+                "whole batches. Choices: switching=0, or a loss of pytorch-metric-learning."
+            )
         for key, value, count in (("miner", miner, 3), ("memory", memory, 5)):
             if value is not None and not _takes(function, count):
                 raise ValueError(
@@ -47,6 +59,7 @@ class MetricLoss(nn.Module):
         self.miner = miner
         self.memory = memory
         self.compares_pairs = compares_pairs
+        self.switching = switching
 
     def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """The loss of a batch; zero, still attached to the graph, when no pair or triplet is left in it.
@@ -75,10 +88,11 @@ class MetricLoss(nn.Module):
             return loss
 
     def _within_the_batch(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        if self.miner is None:
+        if self.miner is None and not self._switches:
             return self.function(embeddings, labels)
         with _random_numbers_of(ids):
-            indices = self.miner(embeddings, labels)
+            indices = self.miner(embeddings, labels) if self.miner else get_all_pairs_indices(labels)
+            indices = self._switched(indices, ids)
         return self.function(embeddings, labels, indices)
 
     def _beyond_the_batch(
@@ -89,8 +103,17 @@ class MetricLoss(nn.Module):
         with _random_numbers_of(ids):
             mine = self.miner or _all_pairs
             indices = mine(embeddings, labels, references.embeddings, references.labels)
-        indices = _without_self(indices, ids, references.ids)
+            indices = self._switched(_without_self(indices, ids, references.ids), ids)
         return self.function(embeddings, labels, indices, references.embeddings, references.labels)
+
+    @property
+    def _switches(self) -> bool:
+        return self.switching > 0 and self.training
+
+    def _switched(self, indices: tuple[Tensor, ...], ids: Tensor) -> tuple[Tensor, ...]:
+        if not self._switches:
+            return indices
+        return switched(indices, torch.rand(len(ids), device=ids.device) < self.switching)
 
 
 def as_metric_loss(loss: nn.Module) -> nn.Module:
@@ -108,6 +131,7 @@ def pair_loss(
     function: nn.Module,
     miner: nn.Module | None,
     memory: Callable[..., CrossBatchMemory] | None,
+    switching: float,
     *,
     num_classes: int,
     embedding_size: int,
@@ -118,6 +142,7 @@ def pair_loss(
         function: the loss, built.
         miner: built, or none for every pair or triplet.
         memory: called with `embedding_size`, or none.
+        switching: see `MetricLoss`.
         num_classes: training classes, C.
         embedding_size: d.
 
@@ -126,9 +151,10 @@ def pair_loss(
     """
     _check_classes(num_classes)
     if memory is None:
-        return MetricLoss(function, miner, compares_pairs=True)
+        return MetricLoss(function, miner, compares_pairs=True, switching=switching)
     _check_references(function, memory)
-    return MetricLoss(function, miner, memory(embedding_size=embedding_size), compares_pairs=True)
+    made = memory(embedding_size=embedding_size)
+    return MetricLoss(function, miner, made, compares_pairs=True, switching=switching)
 
 
 def proxy_loss(

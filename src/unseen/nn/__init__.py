@@ -1,1 +1,1 @@
-"""Images → feature maps → fused features → embedding; and the class adversary."""
+"""Images → feature maps → fused features → embedding; the class adversary; regularisers."""

@@ -92,7 +92,10 @@ class Embedder(nn.Module):
 
     def embed_features(self, features: Tensor) -> Tensor:
         """Fused features `(B, D)` → the embedding that the loss sees, `(B, d)`."""
-        embedding: Tensor = self.projection(features)
+        return self.scaled(self.projection(features))
+
+    def scaled(self, embedding: Tensor) -> Tensor:
+        """Layer norm and length of `(B, d)`, of any d, as the embeddings of the loss have them."""
         if self.layer_norm:
             embedding = functional.layer_norm(embedding.float(), embedding.shape[1:])
         if self.normalize:

@@ -1,4 +1,4 @@
-"""Joins embedder, metric loss and class adversary into one trainable module."""
+"""Joins embedder, metric loss, class adversary and regulariser into one trainable module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from unseen.evaluation.readout import fit_readout
 from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.embedder import Embedded, Embedder
+from unseen.nn.regularizer import Regularizer, RegularizerInput
 from unseen.nn.trainable import everything, layers
 from unseen.retrieval import RetrievalMetric, evaluate
 from unseen.training.optimization import Optimization, pull_back
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricLearner(LightningModule):
-    """Minimises `L_metric + L_adversary` in one optimiser step.
+    """Minimises `L_metric + L_adversary + L_regularizer` in one optimiser step.
 
     Args:
         embedder: images → embedding.
@@ -39,6 +40,7 @@ class MetricLearner(LightningModule):
             with it and `Optimization.l2_sp` need one.
         evaluate: embeddings `(N, d)` and labels `(N,)` → retrieval result; for the validation classes.
         channels_last: keep images and weights in the memory layout that CPU and GPU convolutions prefer.
+        regularizer: what is added to the loss, or none.
 
     Attributes:
         pretrained: that copy, or none.
@@ -54,12 +56,14 @@ class MetricLearner(LightningModule):
         keeps_pretrained: bool = False,
         evaluate: Callable[..., Any] = evaluate,
         channels_last: bool = True,
+        regularizer: Regularizer | None = None,
     ) -> None:
         super().__init__()
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.embedder = embedder.to(memory_format=layout)
         self.loss = loss
         self.adversary = adversary
+        self.regularizer = None if regularizer is None else regularizer.to(memory_format=layout)
         self.optimization = optimization
         self.trainable = everything(embedder.backbone) if trainable is None else trainable
         self.embedder.choose_trainable(self.trainable)
@@ -89,10 +93,19 @@ class MetricLearner(LightningModule):
         if isinstance(self.loss, WeightedSum):
             for name, value in self.loss.last.items():
                 self._log_train(f"metric_loss_{name}", value, len(batch.labels))
+            if self.loss.learned_within is not None:
+                for name, weight in self.loss.weights.items():
+                    self._log_train(f"metric_loss_weight_{name}", weight, 1)
         adversary = self._adversary_step(embedded, batch, metric_loss)
+        regularizer = self._regularizer_step(embedded, batch, metric_loss)
+        objectives = {"metric": metric_loss}
+        if adversary is not None:
+            objectives["adversary"] = adversary.loss
+        if regularizer is not None:
+            objectives["regularizer"] = regularizer
         if batch_index == 0:
-            self._log_gradient_norms(embedded, metric_loss, adversary)
-        total = metric_loss if adversary is None else metric_loss + adversary.loss
+            self._log_gradient_norms(embedded, objectives)
+        total = sum(list(objectives.values())[1:], metric_loss)
         self._log_train("loss", total, len(batch.labels), prog_bar=True)
         return total
 
@@ -108,7 +121,7 @@ class MetricLearner(LightningModule):
             self.embedder,
             labels,
             metric_loss,
-            metric=functools.partial(self._metric_of, batch=batch),
+            metric=functools.partial(self._metric_of, labels=labels, ids=batch.ids),
             metric_among=functools.partial(self._metric_among, embedded=embedded, batch=batch),
         )
         output = self.adversary(sight, strength)
@@ -121,10 +134,26 @@ class MetricLearner(LightningModule):
         self._log_train("feature_norm", length, len(labels))
         return output
 
-    def _metric_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """The metric loss of other embeddings `(B, d)` of the same images."""
+    def _regularizer_step(self, embedded: Embedded, batch: Batch, metric_loss: Tensor) -> Tensor | None:
+        if self.regularizer is None:
+            return None
+        sight = RegularizerInput(
+            batch.images.contiguous(memory_format=self._layout),
+            embedded,
+            self.embedder,
+            batch.labels,
+            batch.ids,
+            metric_loss,
+            metric=self._metric_of,
+        )
+        added: Tensor = self.regularizer(sight)
+        self._log_train("regularizer_loss", added, len(batch.labels))
+        return added
+
+    def _metric_of(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """The metric loss of other embeddings `(N, d)` than those of the images, which no memory keeps."""
         with not_remembering(self.loss):
-            return self.loss(embeddings, batch.labels, batch.ids)
+            return self.loss(embeddings, labels, ids)
 
     def _metric_among(self, virtual: VirtualClasses, embedded: Embedded, batch: Batch) -> Tensor:
         """The metric loss of the batch together with virtual classes."""
@@ -146,18 +175,11 @@ class MetricLearner(LightningModule):
             f"train/{name}", value, on_step=False, on_epoch=True, batch_size=batch_size, prog_bar=prog_bar
         )
 
-    def _log_gradient_norms(
-        self, embedded: Embedded, metric_loss: Tensor, adversary: AdversaryOutput | None
-    ) -> None:
+    def _log_gradient_norms(self, embedded: Embedded, objectives: Mapping[str, Tensor]) -> None:
         """Once an epoch: how hard each objective pulls at the feature maps that the backbone gives."""
         maps = [tensor for tensor in (*embedded.maps.taps, embedded.maps.final) if tensor.requires_grad]
         if not maps:
             return
-        objectives = (
-            {"metric": metric_loss}
-            if adversary is None
-            else {"metric": metric_loss, "adversary": adversary.loss}
-        )
         flat = {}
         for name, objective in objectives.items():
             gradients = torch.autograd.grad(
@@ -165,7 +187,7 @@ class MetricLearner(LightningModule):
             )
             flat[name] = torch.cat([gradient.float().flatten() for gradient in gradients])
             self._log_train(f"gradient_norm_{name}", flat[name].norm(), 1)
-        if adversary is not None:
+        if "adversary" in flat:
             cosine = nn.functional.cosine_similarity(flat["metric"], flat["adversary"], dim=0)
             self._log_train("gradient_cosine", cosine, 1)
 
@@ -234,11 +256,15 @@ class MetricLearner(LightningModule):
         if len(learning) < len(backbone):
             sizes = [sum(weight.numel() for weight in held.values()) for held in (backbone, learning)]
             log.info("Of %s parameters of the backbone %s learn.", *(f"{size:,}" for size in sizes))
+        losses = [self.loss]
+        if self.regularizer is not None:
+            head += self.regularizer.new_layers()
+            losses += self.regularizer.losses
         kinds: dict[str, Iterable[nn.Parameter]] = {
             "backbone": learning.values(),
             "head": head,
             "adversary": self.adversary.parameters() if self.adversary is not None else [],
-            **parameters_by_kind(self.loss),
+            **parameters_by_kind(nn.ModuleList(losses)),
         }
         return self.optimization.configure(
             kinds,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unseen.nn.adversary.contract import AdversaryInput, ClassAdversary, VirtualClasses
+from unseen.nn.mixing import mixed
 
 Choice = Callable[[Tensor], Tensor]
 """How much the head confuses the `P` classes of a batch, symmetric `(P, P)` → how much each pair is
@@ -74,17 +75,14 @@ class AdversarialVirtualClasses(ClassAdversary):
             posterior = self.as_constant(features).softmax(dim=1)
         pairs = self._pairs(posterior, batch.labels)
         embedding = batch.embedded.embedding
-        mixed, labels = [], []
+        mixtures, labels = [], []
         for number, (first, second) in enumerate(pairs.tolist()):
             one, other = embedding[batch.labels == first], embedding[batch.labels == second]
             count = min(len(one), len(other))
-            mixed.append(self.mixing * one[:count] + (1 - self.mixing) * other[:count])
+            mixtures.append(mixed(one[:count], other[:count], self.mixing, batch.embedder.normalize))
             labels += [number] * count
-        embeddings = torch.cat(mixed) if mixed else embedding[:0]
-        if batch.embedder.normalize:
-            embeddings = functional.normalize(embeddings, dim=1)
         return VirtualClasses(
-            embeddings,
+            torch.cat(mixtures) if mixtures else embedding[:0],
             torch.tensor(labels, device=pairs.device, dtype=torch.int64),
             pairs,
             share=self.mixing,

@@ -1,0 +1,71 @@
+"""What every regulariser is: a term beside the metric loss, whichever that is, and what it may look at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from unseen.nn.embedder import Embedded, Embedder
+
+MakeLoss = Callable[[int], nn.Module]
+"""Size of an embedding → the run's metric loss, made anew for it: `(embeddings, labels, ids)` → scalar."""
+
+
+@dataclass(frozen=True)
+class RegularizerInput:
+    """What a regulariser may look at in a training step of `B` images.
+
+    Args:
+        images: `(B, 3, H, W)`, as the embedder saw them.
+        embedded: feature maps, fused features and embedding, with their graph.
+        embedder: that gave them.
+        labels: `(B,)` int64 in 0..C-1.
+        ids: `(B,)` int64; which image each is.
+        metric_loss: scalar, of the embedding, with its graph.
+        metric: embeddings `(N, d)`, labels `(N,)` and ids `(N,)` → the metric loss of them alone.
+    """
+
+    images: Tensor
+    embedded: Embedded
+    embedder: Embedder
+    labels: Tensor
+    ids: Tensor
+    metric_loss: Tensor
+    metric: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Regularizer(nn.Module, ABC):
+    """Gives what is added to the metric loss of a batch. It is for training: no export holds it.
+
+    What it makes is called with `embedder` and `loss` (see `MakeLoss`). All that it needs to go on, random
+    numbers of PyTorch's own apart, is in its state.
+    """
+
+    losses: nn.ModuleList
+    """Metric losses of its own; their parameters learn as those of a loss do, all others as new layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList()
+
+    @abstractmethod
+    def forward(self, batch: RegularizerInput) -> Tensor:
+        """A scalar, already weighted; its gradient may move all that learns."""
+
+    def new_layers(self) -> list[nn.Parameter]:
+        """What learns and is of no loss."""
+        of_losses = {id(parameter) for parameter in self.losses.parameters()}
+        return [one for one in self.parameters() if one.requires_grad and id(one) not in of_losses]
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a weight that is not positive.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not strength > 0:
+        raise ValueError(f"regularizer.strength={strength}: wanted a positive number, or regularizer=none.")
