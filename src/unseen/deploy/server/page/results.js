@@ -19,12 +19,28 @@ export function verdict(query, label, found) {
   return [`Of ${count(votes.size, "class", "classes")}; most often `, h("b", {}, first), `: ${of(most)}.`];
 }
 
+const share = (value) => `${(100 * value).toFixed(value && (value < 0.01 || value > 0.99) ? 1 : 0)} %`;
+
+/** Whether the query is of a class of the gallery, and how many neighbours count as its class, with how often that errs. */
+export function judgement({ thresholds, is_known: isKnown, neighbours }) {
+  if (!thresholds || !neighbours.length) return null;
+  const { same, known } = thresholds;
+  const nearest = neighbours[0].similarity.toFixed(2);
+  const alike = neighbours.filter((one) => one.is_same).length;
+  const rates = `of images of unknown classes ${share(known.unknown_rejected)} lie below, of known ones ${share(known.known_found)} above with the right class nearest.`;
+  return h("p.judgement", {},
+    isKnown === false && [h("b.unknown", {}, "Unknown"), `: the nearest image, at ${nearest}, is below ${known.threshold.toFixed(2)}; ${rates} `],
+    isKnown && [h("b", {}, "Known"), `: the nearest image, at ${nearest}, reaches ${known.threshold.toFixed(2)}; ${rates} `],
+    `${alike} of ${neighbours.length} ${alike === 1 ? "counts" : "count"} as the same class, from ${same.threshold.toFixed(2)} on, which ${share(same.false_accepts)} of pairs of different classes reach and ${share(same.false_rejects)} of pairs of one class miss.`);
+}
+
 /** One neighbour; `elsewhere` is its place with the other bundle, if that found it too. */
-export function card(one, place, { query, side, elsewhere, open }) {
+export function card(one, place, { query, side, elsewhere, threshold, open }) {
   const isRight = query?.label && one.label ? one.label === query.label : null;
   const words = [
     `${place + 1}: ${one.label || one.name}`,
     `similarity ${one.similarity.toFixed(2)}`,
+    one.is_same !== null && (one.is_same ? "counts as the same class" : "too little for the same class"),
     isRight !== null && (isRight ? "same class" : "another class"),
     elsewhere && `place ${elsewhere} on the other side`,
   ].filter(Boolean).join(", ");
@@ -36,8 +52,9 @@ export function card(one, place, { query, side, elsewhere, open }) {
       elsewhere && h("i.elsewhere", { "aria-hidden": "true" }, `⇄ ${elsewhere}`),
       h("i.peak", { "aria-hidden": "true", hidden: true })),
     h("span.name", {}, one.label || one.name),
-    h("span.similarity", { "aria-hidden": "true" },
-      h("span.meter", { "--share": Math.max(0, Math.min(1, one.similarity)) }),
+    h(`span.similarity${one.is_same === false ? ".below" : ""}`, { "aria-hidden": "true" },
+      h("span.meter", { "--share": Math.max(0, Math.min(1, one.similarity)) },
+        threshold !== undefined && h("i.threshold", { "--share": Math.max(0, Math.min(1, threshold)) })),
       h("span", {}, one.similarity.toFixed(2).replace("-", "−"))));
   button.picture = image;
   button.peak = button.querySelector(".peak");
