@@ -238,14 +238,15 @@ def test_what_is_similar_enough_is_marked_and_said(
     assert page.locator(".similarity:not(.below)").count() == similar
     assert page.locator(".threshold").count() == 12
     words = page.locator(".judgement").inner_text()
-    assert words.startswith("Known: the nearest image, at 1.00, reaches 0.99")
-    assert "of images of unknown classes 99 % lie below, of known ones 60 % above" in words
-    assert f"{similar} of 12 count" in words
-    assert "which 0.9 % of pairs of different classes reach and 25 % of pairs of one class miss." in words
+    assert words.startswith(f"Known · {similar} of 12 count")
+    assert "The nearest image, at 1.00, reaches 0.99; of images of unknown classes 1 % do" in words
+    assert "of known ones 60 % with the right class nearest." in words
+    assert "from 0.99 on; 0.9 % of pairs of different classes reach that, 25 % of" in words
     name = page.locator(".card").first.get_attribute("aria-label")
     assert "counts as the same class" in name
     send(page, encoded(noise(seed=5)))
-    page.get_by_text("Unknown: the nearest image").wait_for()
+    page.get_by_text("does not reach 0.99").wait_for()
+    assert page.locator(".judgement b.unknown").inner_text() == "Unknown"
 
 
 def test_a_page_that_is_open_shows_what_was_added(

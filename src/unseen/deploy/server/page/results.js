@@ -21,17 +21,18 @@ export function verdict(query, label, found) {
 
 const share = (value) => `${(100 * value).toFixed(value && (value < 0.01 || value > 0.99) ? 1 : 0)} %`;
 
-/** Whether the query is of a class of the gallery, and how many neighbours count as its class, with how often that errs. */
+/** Whether the query is of a class of the gallery, and how many neighbours count as its class; below, how often that errs. */
 export function judgement({ thresholds, is_known: isKnown, neighbours }) {
   if (!thresholds || !neighbours.length) return null;
   const { same, known } = thresholds;
-  const nearest = neighbours[0].similarity.toFixed(2);
   const alike = neighbours.filter((one) => one.is_same).length;
-  const rates = `of images of unknown classes ${share(known.unknown_rejected)} lie below, of known ones ${share(known.known_found)} above with the right class nearest.`;
-  return h("p.judgement", {},
-    isKnown === false && [h("b.unknown", {}, "Unknown"), `: the nearest image, at ${nearest}, is below ${known.threshold.toFixed(2)}; ${rates} `],
-    isKnown && [h("b", {}, "Known"), `: the nearest image, at ${nearest}, reaches ${known.threshold.toFixed(2)}; ${rates} `],
-    `${alike} of ${neighbours.length} ${alike === 1 ? "counts" : "count"} as the same class, from ${same.threshold.toFixed(2)} on, which ${share(same.false_accepts)} of pairs of different classes reach and ${share(same.false_rejects)} of pairs of one class miss.`);
+  const reaches = isKnown ? "reaches" : "does not reach";
+  return h("details.judgement", { open: matchMedia("(min-width: 641px)").matches },
+    h("summary", {},
+      isKnown !== null && [h(`b${isKnown ? "" : ".unknown"}`, {}, isKnown ? "Known" : "Unknown"), " · "],
+      `${alike} of ${neighbours.length} ${alike === 1 ? "counts" : "count"} as the same class`),
+    isKnown !== null && h("p", {}, `The nearest image, at ${neighbours[0].similarity.toFixed(2)}, ${reaches} ${known.threshold.toFixed(2)}; of images of unknown classes ${share(1 - known.unknown_rejected)} do, of known ones ${share(known.known_found)} with the right class nearest.`),
+    h("p", {}, `Two images count as the same class from ${same.threshold.toFixed(2)} on; ${share(same.false_accepts)} of pairs of different classes reach that, ${share(same.false_rejects)} of pairs of one class do not.`));
 }
 
 /** One neighbour; `elsewhere` is its place with the other bundle, if that found it too. */
