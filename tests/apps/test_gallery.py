@@ -57,6 +57,15 @@ def test_images_are_embedded_indexed_and_found(unseen, bundle, coloured_tree, tm
     status, output = unseen(*words, f"query='{query}'", "+where.label=none")
     assert (status, "Nothing found" in output) == (0, True)
 
+    status, output = unseen("inspect", f"bundle={bundle}", "gallery=gallery", "tables=parquet")
+    assert (status, "50 % of copies are at least" in output) == (0, True), output
+    assert "pairs of near-duplicates in" in output
+    assert {path.name for path in (tmp_path / "gallery" / "inspection").iterdir()} == {
+        "duplicates.parquet", "outliers.parquet", "labels.parquet", "images.parquet",
+    }  # fmt: skip
+    status, output = unseen("inspect", "gallery=gallery")
+    assert (status, "or duplicate=<similarity>" in output) == (2, True)
+
     pytest.importorskip("faiss")
     status, output = unseen("index", "gallery=gallery", "index=hnsw", "recall=0.9", "remove=[0,1]")
     assert status == 0, output

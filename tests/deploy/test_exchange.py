@@ -52,7 +52,8 @@ def by_torch(path, images):
     return torch.export.load(path).module()(images)
 
 
-FORMATS = [(to_onnx, "model.onnx", by_onnx), (to_torch_export, "model.pt2", by_torch)]
+ONNX = partial(to_onnx, preprocessing=False)
+FORMATS = [(ONNX, "model.onnx", by_onnx), (to_torch_export, "model.pt2", by_torch)]
 
 
 @pytest.mark.parametrize(("write", "file", "run"), FORMATS, ids=["onnx", "torch_export"])
@@ -75,7 +76,7 @@ def test_a_file_says_of_which_bundle_it_is(tmp_path):
     import onnx
 
     model = model_of()
-    to_onnx(model, tmp_path / "model.onnx", noise(model, 2))
+    ONNX(model, tmp_path / "model.onnx", noise(model, 2))
     read = onnx.load(tmp_path / "model.onnx")
     facts = {entry.key: entry.value for entry in read.metadata_props}
     assert (facts["bundle"], facts["image_size"], facts["dimensions"]) == ("abc", "32", "16")
@@ -139,7 +140,7 @@ def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(builtins, "__import__", without)
     model = model_of()
     with pytest.raises(ValueError, match=rf"{missing} is not installed.*pip install 'unseen-dml\[onnx\]'"):
-        to_onnx(model, tmp_path / "model.onnx", noise(model, 2))
+        ONNX(model, tmp_path / "model.onnx", noise(model, 2))
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
@@ -149,3 +150,28 @@ def test_the_model_is_left_as_it_was(tmp_path):
     to_torch_export(model, tmp_path / "model.pt2", noise(model, 2))
     assert all(torch.equal(value, before[name]) for name, value in model.embedder.state_dict().items())
     assert [value.requires_grad for value in model.embedder.parameters()] == parameters
+
+
+@pytest.mark.parametrize("resize", [1.0, 256 / 224])
+def test_with_preprocessing_it_takes_images_of_any_size(tmp_path, resize):
+    model = model_of()
+    model = Model(model.embedder, resized_center(SIDE, resize), model.facts)
+    written = to_onnx(model, tmp_path / "model.onnx", noise(model, 3), preprocessing=True)
+    assert written.cosine > 0.9999
+    generator = np.random.default_rng(1)
+    for height, width in ((40, 60), (33, 32), (90, 41), (20, 25), (SIDE, SIDE)):
+        pictures = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        found = by_onnx(written.path, torch.from_numpy(pictures))
+        cosines = (found * model.embed(pictures)).sum(dim=1)
+        assert float(cosines.min()) > 0.9999, (height, width)
+
+
+def test_what_the_graph_cannot_prepare_alike_is_refused(tmp_path, monkeypatch):
+    model = model_of()
+    other = Model(model.embedder, nn.Identity(), {})
+    with pytest.raises(ValueError, match=r"preprocessing=true: this bundle prepares images otherwise"):
+        to_onnx(other, tmp_path / "model.onnx", noise(model, 2), preprocessing=True)
+    monkeypatch.setattr(exchange, "PREPROCESSING_TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match="would embed images otherwise"):
+        to_onnx(model, tmp_path / "model.onnx", noise(model, 2), preprocessing=True)
+    assert list(tmp_path.iterdir()) == []

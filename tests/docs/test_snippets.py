@@ -40,7 +40,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-COMMANDS = "train|measure|check|prepare|report|sweep|tune|export|embed|index|search|demo"
+COMMANDS = "train|measure|check|prepare|report|sweep|tune|export|embed|index|inspect|search|demo"
 COMMAND = re.compile(rf"^(?:\$ )?(?:\.venv/bin/)?unseen ({COMMANDS}) ?(.*)$")
 INLINE = re.compile(r"(?<!`)`([a-z_]+(?:\.[a-z_]+)*=[^`\s…<>{}(]+)`(?!`)")
 COMPANIONS = (
@@ -211,8 +211,9 @@ def refusal(override: str) -> str | None:
     first, *others_of_train = [("train", companions) for companions in COMPANIONS]
     of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
     of_others: list[tuple[str, list[str]]] = [
-        (name, []) for name in ("report", "tune", "export", "index", "demo")
+        (name, []) for name in ("report", "tune", "export", "index", "inspect", "demo")
     ]
+    of_others.append(("export", ["format=onnx"]))
     for command, companions in [first, *of_others, *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:

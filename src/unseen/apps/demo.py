@@ -30,6 +30,7 @@ def main(config: DictConfig) -> None:
             port=int(config.port),
             token=None if config.token is None else str(config.token),
             k=int(config.k),
+            false_accepts=float(config.false_accepts),
             draw=overlay,
         )
 

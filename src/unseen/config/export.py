@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor
 
 from unseen.config.build import build_data, build_embedder
-from unseen.data.images import read_image
+from unseen.data.images import Pixels, read_image
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import load, save
-from unseen.deploy.exchange import noise, prepared
+from unseen.deploy.exchange import noise
 from unseen.deploy.model import Model, images_of
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
@@ -85,11 +84,11 @@ def thresholds_of(embedder: Embedder, data: DataModule) -> dict[str, Any] | None
         return None
 
 
-def images_to_check(model: Model, run: Path | None, images: Path | None) -> tuple[Tensor, str]:
+def images_to_check(model: Model, run: Path | None, images: Path | None) -> tuple[list[Pixels], str]:
     """What an exported file of a bundle must embed as the bundle does, and what these images are, in words.
 
     Args:
-        model: of the bundle, which prepares them.
+        model: of the bundle.
         run: its query images are taken, where the bundle was just made of a run.
         images: else a folder of images; else they are random.
 
@@ -99,14 +98,13 @@ def images_to_check(model: Model, run: Path | None, images: Path | None) -> tupl
     if run is not None:
         data = build_data(DictConfig(record_of(run.expanduser().resolve()).config))
         rows = data.split.query[:CHECKED]
-        pixels = (data.images[int(row)] for row in rows)
-        return prepared(model, pixels), f"{len(rows)} query images of the run"
+        return [data.images[int(row)] for row in rows], f"{len(rows)} query images of the run"
     if images is None:
         return noise(model, CHECKED), f"{CHECKED} random images (images=<folder> takes real ones)"
     found = images_of(images)[:CHECKED]
     if not found:
         raise ValueError(f"images={images}: there is no image in it. Name another folder, or leave it out.")
-    return prepared(model, map(read_image, found)), f"{len(found)} images of '{images}'"
+    return list(map(read_image, found)), f"{len(found)} images of '{images}'"
 
 
 def parts_of(record: RunRecord) -> dict[str, Any]:

@@ -1,29 +1,33 @@
 """A model as one file that runs without this package: ONNX, or a program of `torch.export`.
 
-The file takes images as they are after the resize and crop of evaluation, and normalises them itself. The
-resize is left to the caller: torchvision resizes uint8 in whole numbers, ONNX in floating point, and the two
-differ by one grey level here and there.
+The file takes images as they are after the resize and crop of evaluation, and normalises them itself. An ONNX
+file may resize and crop, too: that differs from torchvision's by one grey level here and there.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unseen.data.images import Pixels
 from unseen.deploy.model import Model
+from unseen.deploy.preprocessing import Preparation, preparation_of, prepend
 from unseen.files import replacing
 from unseen.nn.embedder import Embedder
 
 TOLERANCE = 1e-4
 """Of an embedding's value, where embeddings have length 1; else a share of the longest one."""
+PREPROCESSING_TOLERANCE = 1e-3
+"""Of 1 − cosine, where the file resizes images itself."""
 INPUT, OUTPUT, BATCH = "images", "embeddings", "batch"
 FACTS_FILE = "unseen.json"
 """Within a program of `torch.export`: what an ONNX file has as metadata."""
@@ -38,13 +42,15 @@ class Exchanged(NamedTuple):
     Args:
         path: of the file.
         difference: the largest one between its embeddings and the model's, over the images of the check.
+        cosine: the lowest one between the two.
     """
 
     path: Path
     difference: float
+    cosine: float
 
 
-def to_onnx(model: Model, path: str | Path, images: Tensor) -> Exchanged:
+def to_onnx(model: Model, path: str | Path, images: Sequence[Pixels], *, preprocessing: bool) -> Exchanged:
     """Write an ONNX file: input `images (batch, 3, S, S)` uint8, output `embeddings (batch, d)` float32.
 
     Its metadata say of which bundle it is and how many pixels and dimensions it has.
@@ -52,16 +58,19 @@ def to_onnx(model: Model, path: str | Path, images: Tensor) -> Exchanged:
     Args:
         model: is not changed.
         path: is replaced when the file was seen to embed as the model does.
-        images: of the check, prepared, `(N, 3, S, S)` uint8: run alone, and all at once.
+        images: of the check, `(H, W, 3)` uint8 of any size, at least one: run alone, and all at once.
+        preprocessing: resize and crop are inside: the input is `images (batch, H, W, 3)` uint8 of any size.
 
     Raises:
-        ValueError: ONNX is not installed, the network cannot be exported, or the file embeds otherwise than
-            the model; nothing is left behind then.
+        ValueError: ONNX is not installed, the network or the preparation cannot be exported, or the file
+            embeds otherwise than the model; nothing is left behind then.
     """
     runtime = _onnxruntime()
+    preparation = preparation_of(model.preparation) if preprocessing else None
     network = _Images(model)
     with replacing(Path(path).expanduser()) as temporary:
-        program = _program(network, images)
+        ready = prepared(model, images)
+        program = _program(network, ready)
         with _refusing("ONNX"):
             exported: Any = torch.onnx.export(
                 program,
@@ -73,29 +82,42 @@ def to_onnx(model: Model, path: str | Path, images: Tensor) -> Exchanged:
             )
             exported.model.metadata_props.update(_facts(model))
             exported.save(temporary)
+        if preparation is not None:
+            _with_preprocessing(temporary, preparation)
         session = runtime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        difference = _difference(
-            lambda batch: torch.from_numpy(session.run([OUTPUT], {INPUT: batch.numpy()})[0]), network, images
-        )
-        _check(difference, path)
-    return Exchanged(Path(path).expanduser(), difference)
+
+        def run(batch: Tensor) -> Tensor:
+            return torch.from_numpy(session.run([OUTPUT], {INPUT: batch.numpy()})[0])
+
+        if preparation is None:
+            compared = _compared(run, network, _batches(ready))
+            _check(compared.difference, TOLERANCE, path)
+        else:
+            # Images of one size alone make a batch: each by itself, and the first one twice.
+            given = [torch.from_numpy(pixels)[None] for pixels in [*images, images[0]]]
+            given[-1] = given[-1].repeat(2, 1, 1, 1)
+            wanted = [*ready[:, None], ready[:1].repeat(2, 1, 1, 1)]
+            compared = _compared(run, network, zip(given, wanted, strict=True))
+            _check(1 - compared.cosine, PREPROCESSING_TOLERANCE, path)
+    return Exchanged(Path(path).expanduser(), *compared)
 
 
-def to_torch_export(model: Model, path: str | Path, images: Tensor) -> Exchanged:
+def to_torch_export(model: Model, path: str | Path, images: Sequence[Pixels]) -> Exchanged:
     """Write a program of `torch.export` (.pt2), which torch alone loads: `torch.export.load(path).module()`.
 
     Arguments, input, output and what is raised are those of `to_onnx`; nothing has to be installed.
     """
     network = _Images(model)
     with replacing(Path(path).expanduser()) as temporary:
-        torch.export.save(_program(network, images), temporary, extra_files={FACTS_FILE: _json(model)})
-        difference = _difference(torch.export.load(temporary).module(), network, images)
-        _check(difference, path)
-    return Exchanged(Path(path).expanduser(), difference)
+        ready = prepared(model, images)
+        torch.export.save(_program(network, ready), temporary, extra_files={FACTS_FILE: _json(model)})
+        compared = _compared(torch.export.load(temporary).module(), network, _batches(ready))
+        _check(compared.difference, TOLERANCE, path)
+    return Exchanged(Path(path).expanduser(), *compared)
 
 
 def prepared(model: Model, pixels: Any) -> Tensor:
-    """What an exported file takes.
+    """What an exported file without preprocessing takes.
 
     Args:
         model: says how images are prepared.
@@ -107,11 +129,11 @@ def prepared(model: Model, pixels: Any) -> Tensor:
     return torch.stack([model.prepare(one) for one in pixels])
 
 
-def noise(model: Model, count: int) -> Tensor:
-    """Random images `(count, 3, S, S)` uint8, always the same: for a check without real ones."""
+def noise(model: Model, count: int) -> list[Pixels]:
+    """Random images `(1.5 S, 2 S, 3)` uint8, always the same: for a check without real ones."""
     side = model.embedder.backbone.image_size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    generator = np.random.default_rng(0)
+    return list(generator.integers(0, 256, (count, 3 * side // 2, 2 * side, 3), dtype=np.uint8))
 
 
 class _Images(nn.Module):
@@ -145,20 +167,39 @@ def _refusing(exporter: str) -> Iterator[None]:
         ) from error
 
 
+def _with_preprocessing(path: Path, preparation: Preparation) -> None:
+    import onnx
+
+    program = onnx.load(path)
+    prepend(program, preparation, INPUT, BATCH)
+    onnx.save(program, path)
+
+
+def _batches(images: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """One alone, and all at once."""
+    return [(batch, batch) for batch in (images[:1], images)]
+
+
+class _Compared(NamedTuple):
+    difference: float
+    cosine: float
+
+
 @torch.inference_mode()
-def _difference(found: Run, network: nn.Module, images: Tensor) -> float:
-    """The largest one, of a batch of one and of all; NaN where an embedding is not finite."""
-    pairs = [(found(batch), network(batch)) for batch in (images[:1], images)]
-    longest = max(float(wanted.norm(dim=1).max()) for _, wanted in pairs)
-    off = torch.stack([(one - wanted).abs().max() for one, wanted in pairs]).max()
-    return float(off) / longest if longest else float("nan")
+def _compared(found: Run, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> _Compared:
+    """What a file makes of one thing, and the network of the other; NaN where an embedding is not finite."""
+    pairs = [(found(given), network(ready)) for given, ready in batches]
+    one, wanted = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    longest = float(wanted.norm(dim=1).max())
+    off = float((one - wanted).abs().max()) / longest if longest else float("nan")
+    return _Compared(off, float(nn.functional.cosine_similarity(one.double(), wanted.double()).min()))
 
 
-def _check(difference: float, path: str | Path) -> None:
-    if not difference <= TOLERANCE:
+def _check(difference: float, tolerance: float, path: str | Path) -> None:
+    if not difference <= tolerance:
         raise ValueError(
             f"'{path}' would embed images otherwise than the model does (by up to {difference:.2g}; "
-            f"{TOLERANCE:g} is allowed), so it was not written. Take the bundle itself, or another format or "
+            f"{tolerance:g} is allowed), so it was not written. Take the bundle itself, or another format or "
             "version of the exporter."
         )
 

@@ -104,6 +104,8 @@ class Gallery:
             len(gallery)
             return gallery
         except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and gallery.is_outdated:
+                return cls.open(folder)  # its parts were joined meanwhile
             raise ValueError(f"gallery={folder}: a part cannot be read ({error}). Embed it again.") from error
 
     @classmethod
@@ -141,6 +143,15 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it was changed on disk since it was opened."""
+        try:
+            written = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True
+        return bool(written != self._state)
 
     @property
     def columns(self) -> list[str]:

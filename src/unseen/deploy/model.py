@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """What is deployed.
+    """What is deployed. Several threads may use it.
 
     Args:
         embedder: in evaluation mode.
@@ -43,6 +44,8 @@ class Model:
     embedder: Embedder
     preparation: nn.Module
     facts: dict[str, Any]
+    # Taps are caught in the backbone: two images on their way at once would be mixed up.
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -51,7 +54,7 @@ class Model:
 
     def to(self, device: str | torch.device) -> Model:
         """The same model on another device."""
-        return Model(self.embedder.to(device), self.preparation, self.facts)
+        return replace(self, embedder=self.embedder.to(device))
 
     def embed(self, images: Any, batch_size: int = 64) -> Tensor:
         """Embed images as the run's evaluation did.
@@ -105,7 +108,7 @@ class Model:
     def embed_prepared(self, batch: Tensor) -> Tensor:
         """Prepared images `(B, 3, S, S)` → `(B, d)` float32 on the CPU."""
         device = next(self.embedder.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with self._one_at_a_time, torch.autocast(device.type, enabled=False):
             return self.embedder(batch.to(device)).embedding.float().cpu()
 
     @torch.inference_mode()
@@ -113,7 +116,7 @@ class Model:
         """Where the network looks in an image `(H, W, 3)` uint8."""
         prepared = self.prepare(pixels)
         device = next(self.embedder.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with self._one_at_a_time, torch.autocast(device.type, enabled=False):
             maps = self.embedder(prepared[None].to(device)).fused.attention
         names = self.embedder.backbone.tap_names if maps else ()
         found = {name: one[0].float().cpu().numpy() for name, one in zip(names, maps, strict=True)}

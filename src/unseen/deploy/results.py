@@ -1,4 +1,4 @@
-"""What a search found, on a terminal or in a table."""
+"""What was found, on a terminal or in a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from unseen.deploy.listing import pyarrow
 from unseen.files import replacing
 
 Rows = Sequence[dict[str, Any]]
@@ -15,29 +16,47 @@ Rows = Sequence[dict[str, Any]]
 
 def show(rows: Rows, *, most: int) -> None:
     """Print a table for each query, of at most so many."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     queries = [(name, list(some)) for name, some in groupby(rows, key=lambda row: str(row["query"]))]
     for name, some in queries[:most]:
         columns = sorted((column for column in some[0] if column != "query"), key="path".__eq__)
-        table = Table(title=name, title_justify="left", box=None)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in some:
-            table.add_row(*(_text(row[column]) for column in columns))
-        console.print(table, soft_wrap=True)
+        show_table(name, some, columns)
     if len(queries) > most:
-        console.print(f"{len(queries) - most} more queries: give output=found.csv for all.")
+        print(f"{len(queries) - most} more queries: give output=found.csv for all.")
 
 
-def write(rows: Rows, path: Path) -> None:
-    """Write all as a CSV."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["query"])
-        writer.writeheader()
-        writer.writerows(rows)
+def show_table(title: str, rows: Rows, columns: Sequence[str]) -> None:
+    """Print some columns of rows under a title."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row[column]) for column in columns))
+    Console().print(table, soft_wrap=True)
+
+
+def write(rows: Rows, path: Path, columns: Sequence[str] = ("query",)) -> None:
+    """Write all as a CSV, or as Parquet where the name says so.
+
+    Args:
+        rows: of the same columns.
+        path: ending in `.parquet`, or anything else for a CSV.
+        columns: where there are no rows.
+    """
+    names = list(rows[0]) if rows else list(columns)
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            arrow = pyarrow()
+            arrow.parquet.write_table(
+                arrow.table({name: [row[name] for row in rows] for name in names}), temporary
+            )
+            return
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=names)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _text(value: Any) -> str:

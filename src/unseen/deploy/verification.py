@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+Rates = dict[str, float]
 RATES = (0.1, 0.01, 0.001)
 """False accepts for which a threshold is given."""
 MOST = 3000
 """Images that are compared each with each."""
+
+
+class Thresholds(NamedTuple):
+    """Two of those that `calibrate` found, for one rate of errors.
+
+    Args:
+        same: of two images, as `verify` gives it.
+        known: of an image and a gallery, as `identify` gives it.
+    """
+
+    same: Rates
+    known: Rates
+
+    def is_same(self, similarity: float) -> bool:
+        """Whether two images count as the same class."""
+        return similarity >= self.same["threshold"]
+
+    def is_known(self, similarity: float) -> bool:
+        """Whether an image counts as one of a class of the gallery, by its nearest image there."""
+        return similarity >= self.known["threshold"]
+
+
+def chosen(calibrated: Mapping[str, Any] | None, rate: float) -> Thresholds | None:
+    """The lowest thresholds that err no more often than a rate.
+
+    Args:
+        calibrated: by `calibrate`, or nothing.
+        rate: share of different pairs, and of unknown images, that may be accepted.
+
+    Returns:
+        Nothing where nothing was calibrated.
+
+    Raises:
+        ValueError: no threshold was calibrated for so low a rate.
+    """
+    if calibrated is None:
+        return None
+    same = [one for one in calibrated["same"] if one["false_accepts"] <= rate]
+    known = [one for one in calibrated["known"] if 1 - one["unknown_rejected"] <= rate + 1e-9]
+    if not same or not known:
+        raise ValueError(
+            f"false_accepts={rate}: thresholds were calibrated for {', '.join(map(str, RATES))}. Choose one."
+        )
+    lowest = operator.itemgetter("threshold")
+    return Thresholds(min(same, key=lowest), min(known, key=lowest))
 
 
 def calibrate(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -45,9 +92,7 @@ def calibrate(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dic
     }
 
 
-def verify(
-    same: NDArray[np.float64], different: NDArray[np.float64], rates: Sequence[float]
-) -> list[dict[str, float]]:
+def verify(same: NDArray[np.float64], different: NDArray[np.float64], rates: Sequence[float]) -> list[Rates]:
     """Thresholds above which two images count as the same class.
 
     Args:
@@ -77,7 +122,7 @@ def verify(
 
 def identify(
     similarities: NDArray[np.float64], labels: NDArray[np.int64], rates: Sequence[float]
-) -> list[dict[str, float]]:
+) -> list[Rates]:
     """Thresholds below which an image is of no class of a gallery, by its nearest image there.
 
     Every second class is unknown: none of its images is in the gallery. Of the others every second image is.

@@ -63,6 +63,37 @@ def test_a_class_may_be_asked_for(client, an_image):
     assert values == sorted(values, reverse=True)
 
 
+def test_answers_say_what_is_similar_enough(client, sides, an_image):
+    answer = client.post("/search?k=64", content=an_image).json()
+    # Of those that err in one of a hundred or less, the lowest.
+    assert answer["thresholds"] == {
+        "same": {"threshold": 0.99, "false_accepts": 0.009, "false_rejects": 0.25},
+        "known": {"threshold": 0.995, "unknown_rejected": 0.99, "known_found": 0.6},
+    }
+    assert [one["is_same"] for one in answer["neighbours"]] == [
+        one["similarity"] >= 0.99 for one in answer["neighbours"]
+    ]
+    assert {one["is_same"] for one in answer["neighbours"]} == {True, False}
+    assert answer["is_known"] is True
+    strange = client.post("/search", content=encoded(noise(seed=5))).json()
+    assert strange["is_known"] is (strange["neighbours"][0]["similarity"] >= 0.995) is False
+    # Of one class alone the nearest does not say whether the image is known.
+    assert client.post("/search?label=class 6", content=an_image).json()["is_known"] is None
+
+
+def test_without_thresholds_nothing_is_judged(make_app, sides, an_image, monkeypatch):
+    monkeypatch.delitem(sides[0].model.facts, "thresholds")
+    with TestClient(make_app(), base_url="http://127.0.0.1") as client:
+        answer = client.post("/search", content=an_image).json()
+    assert (answer["thresholds"], answer["is_known"]) == (None, None)
+    assert {one["is_same"] for one in answer["neighbours"]} == {None}
+
+
+def test_an_error_rate_without_a_threshold_is_refused_at_once(make_app):
+    with pytest.raises(ValueError, match=r"false_accepts=0\.001: thresholds were calibrated for 0\.1, "):
+        make_app(false_accepts=0.001)
+
+
 def test_attention_is_drawn_for_each_tap(client, sides, an_image):
     taps = client.post("/attention", content=an_image).json()["taps"]
     assert [one["name"] for one in taps] == sides[0].taps
@@ -134,7 +165,14 @@ def check(schema, value, schemas):
     if "oneOf" in schema:
         kind = {"type": "null"} if value is None else schema["oneOf"][0]
         return check(kind, value, schemas)
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+    }
     assert value is None if schema["type"] == "null" else isinstance(value, kinds[schema["type"]])
     if schema["type"] == "object" and "properties" in schema:
         assert set(value) == set(schema["properties"]) == set(schema["required"])

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import torch
 
 from .conftest import encoded, noise
 
@@ -116,3 +117,22 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
     with pytest.raises(uploads.Refused) as caught:
         asyncio.run(uploads.read_body(Request({"type": "http", "headers": []}, receive)))
     assert caught.value.status == 408
+
+
+def test_embeddings_and_attention_at_once_are_not_mixed_up(sides):
+    """One network in many threads: what its layers give is each image's own."""
+    model = sides[0].model
+    images = [noise(seed=seed) for seed in range(6)]
+    prepared = [model.prepare(image)[None] for image in images]
+    embeddings = [model.embed_prepared(one) for one in prepared]
+    maps = [model.attention(image).maps for image in images]
+
+    def work(turn):
+        row = turn % len(images)
+        if turn % 2:
+            return torch.equal(model.embed_prepared(prepared[row]), embeddings[row])
+        again = model.attention(images[row]).maps
+        return all((again[name] == wanted).all() for name, wanted in maps[row].items())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(300)))

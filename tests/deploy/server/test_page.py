@@ -225,6 +225,48 @@ def test_keys_move_search_filter_and_show_attention(open_page: Callable[..., Any
     assert "data:" not in page.locator(".card img").first.get_attribute("src")
 
 
+def test_what_is_similar_enough_is_marked_and_said(
+    open_page: Callable[..., Any], single: str, coloured_tree: Path
+) -> None:
+    page = open_page(single)
+    send(page, (coloured_tree / "class 4" / "6.png").read_bytes())
+    page.locator(".card").first.wait_for()
+    similar = page.evaluate(
+        "[...document.querySelectorAll('.card')].filter((card) => card.neighbour.similarity >= 0.99).length"
+    )
+    assert similar >= 1
+    assert page.locator(".similarity:not(.below)").count() == similar
+    assert page.locator(".threshold").count() == 12
+    words = page.locator(".judgement").inner_text()
+    assert words.startswith(f"Known · {similar} of 12 count")
+    assert "The nearest image, at 1.00, reaches 0.99; of images of unknown classes 1 % do" in words
+    assert "of known ones 60 % with the right class nearest." in words
+    assert "from 0.99 on; 0.9 % of pairs of different classes reach that, 25 % of" in words
+    name = page.locator(".card").first.get_attribute("aria-label")
+    assert "counts as the same class" in name
+    send(page, encoded(noise(seed=5)))
+    page.get_by_text("does not reach 0.99").wait_for()
+    assert page.locator(".judgement b.unknown").inner_text() == "Unknown"
+
+
+def test_a_page_that_is_open_shows_what_was_added(
+    open_page: Callable[..., Any],
+    listen: Callable[[Any], str],
+    make_app: Callable[..., Any],
+    growing: Any,
+) -> None:
+    page = open_page(listen(make_app(sides=[growing.side])))
+    assert "64 images of 8 classes" in page.locator("#facts").inner_text()
+    content = growing.add("a new class")
+    growing.wait(page.url, 65)
+    send(page, content)
+    page.locator(".card").first.wait_for()
+    assert "65 images of 9 classes" in page.locator("#facts").inner_text()
+    assert labels(page)[0] == "a new class"
+    page.locator("#filter").click()
+    assert page.locator("#options li").count() == 9
+
+
 def test_the_number_of_neighbours_is_chosen(open_page: Callable[..., Any], single: str) -> None:
     page = open_page(single)
     page.locator(".example").first.click()

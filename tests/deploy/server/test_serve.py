@@ -79,7 +79,14 @@ def served(sides, monkeypatch):
     monkeypatch.setattr(serving.uvicorn.Server, "run", lambda server, sockets: run.append((server, sockets)))
 
     def one(**options):
-        chosen = {"host": "127.0.0.1", "port": 0, "token": None, "k": 5, "draw": overlay} | options
+        chosen = {
+            "host": "127.0.0.1",
+            "port": 0,
+            "token": None,
+            "k": 5,
+            "false_accepts": 0.01,
+            "draw": overlay,
+        } | options
         serve(sides[:1], **chosen)
         [(server, [listening])] = run
         return server.config.app, listening

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from importlib.resources import files
@@ -26,12 +28,15 @@ from unseen.deploy.listing import read_place
 from unseen.deploy.server.batching import Batching
 from unseen.deploy.server.description import MOST_NEIGHBOURS, description
 from unseen.deploy.server.guard import Guard, refusal
-from unseen.deploy.server.side import Answer, Query, Side
+from unseen.deploy.server.side import Answer, Query, Side, Stamp, stamp_of
 from unseen.deploy.server.uploads import MOST_BYTES, MOST_PIXELS, Refused, decode, read_body
+from unseen.deploy.verification import Thresholds, chosen
 
 BATCH = 32
 DECODERS = 2
 """Images that are decoded at once: one of 50 million pixels takes about 1 GB until it is resized."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at whether a gallery has changed."""
 THUMBNAIL = 256
 PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -48,23 +53,32 @@ Read = Callable[[], Pixels]
 
 
 def application(
-    sides: Sequence[Side], *, k: int, draw: Draw, hosts: Collection[str] | None, token: str | None
+    sides: Sequence[Side],
+    *,
+    k: int,
+    false_accepts: float,
+    draw: Draw,
+    hosts: Collection[str] | None,
+    token: str | None,
 ) -> ASGIApp:
     """What uvicorn runs.
 
     Args:
         sides: bundles with their galleries; the page shows one, or two side by side.
         k: neighbours unless a request asks for another number.
+        false_accepts: share of different pairs, and of unknown images, that may be accepted: it chooses
+            the thresholds.
         draw: an image `(S, S, 3)` uint8 and its attention `(h, w)` → the overlay `(S, S, 3)` uint8.
         hosts: that a request may name; any if None.
         token: that a request must bring, if any.
 
     Raises:
-        ValueError: `k` is out of range.
+        ValueError: `k` is out of range, or no threshold was calibrated for `false_accepts`.
     """
     if not 1 <= k <= MOST_NEIGHBOURS:
         raise ValueError(f"k={k}: wanted 1 to {MOST_NEIGHBOURS} neighbours.")
-    server = _Server(sides, k, draw, description(len(sides), k, token is not None))
+    thresholds = [chosen(side.model.facts.get("thresholds"), false_accepts) for side in sides]
+    server = _Server(sides, thresholds, k, draw, description(len(sides), k, token is not None))
     app = Starlette(
         routes=server.routes(),
         exception_handlers={Refused: _refused, HTTPException: _not_found, Exception: _failed},
@@ -75,8 +89,16 @@ def application(
 
 
 class _Server:
-    def __init__(self, sides: Sequence[Side], k: int, draw: Draw, openapi: dict[str, Any]) -> None:
-        self.sides = sides
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        thresholds: Sequence[Thresholds | None],
+        k: int,
+        draw: Draw,
+        openapi: dict[str, Any],
+    ) -> None:
+        self.sides = list(sides)
+        self.thresholds = thresholds
         self.k = k
         self.draw = draw
         self.openapi = openapi
@@ -84,7 +106,7 @@ class _Server:
             address: Response((files(__package__) / "page" / name).read_bytes(), media_type=kind)
             for address, (name, kind) in PAGE.items()
         }
-        self.batching: list[Batching[Query, Answer]] = []
+        self.batching: list[Batching[Query, tuple[Side, Answer]]] = []
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -92,10 +114,34 @@ class _Server:
         # Made here, as they belong to the event loop.
         self.decoders = anyio.CapacityLimiter(DECODERS)
         self.artist = anyio.CapacityLimiter(1)
-        self.batching = [Batching(side.answer, BATCH) for side in self.sides]
+        self.batching = [Batching(partial(self._answers, number), BATCH) for number in range(len(self.sides))]
+        watching = asyncio.create_task(self._watch())
         yield
+        watching.cancel()
         for batching in self.batching:
             batching.close()
+
+    async def _watch(self) -> None:
+        """Take a gallery as it is on disk when it has changed; who asks meanwhile gets the former one."""
+        failed: dict[int, Stamp] = {}
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for number, side in enumerate(self.sides):
+                if not side.has_changed or (now := stamp_of(side.gallery.folder)) == failed.get(number):
+                    continue
+                try:
+                    self.sides[number] = await anyio.to_thread.run_sync(side.reopened)
+                except ValueError as error:
+                    failed[number] = now
+                    print(
+                        f"The gallery changed and cannot be used: {error} Its former state is searched.",
+                        file=sys.stderr,
+                    )
+
+    def _answers(self, number: int, queries: Sequence[Query]) -> list[tuple[Side, Answer]]:
+        """Answers, and what they are of: it may be another one when they arrive."""
+        side = self.sides[number]
+        return [(side, answer) for answer in side.answer(queries)]
 
     def routes(self) -> list[Route]:
         pages = [Route(f"/{address}", partial(self.file, answer)) for address, answer in self.page.items()]
@@ -138,28 +184,42 @@ class _Server:
 
     async def embed(self, request: Request) -> Response:
         side = self._side(request)
-        answer = await self._ask(side, await self._query(request))
-        return JSONResponse(
-            {"bundle": self.sides[side].gallery.bundle, "embedding": answer.embedding.tolist()}
-        )
+        answered, answer = await self._ask(side, await self._query(request))
+        return JSONResponse({"bundle": answered.gallery.bundle, "embedding": answer.embedding.tolist()})
 
     async def search(self, request: Request) -> Response:
         number = self._side(request)
-        side = self.sides[number]
-        k, label = _number(request, "k", self.k, 1, MOST_NEIGHBOURS), _label(request, side)
+        k = _number(request, "k", self.k, 1, MOST_NEIGHBOURS)
+        label = _label(request, self.sides[number])
         asked, read = self._asked(request), await self._query(request)
         # One more, as the query itself may be among them.
-        answer = await self._ask(number, read, k + (asked is not None), label)
+        side, answer = await self._ask(number, read, k + (asked is not None), label)
         near = [
             (image, value) for image, value in zip(answer.ids, answer.similarities, strict=True) if image >= 0
         ]
         images = side.images(image for image, _ in near)
+        thresholds = self.thresholds[number]
         found = [
-            {**image, "similarity": round(float(value), 6)}
+            {
+                **image,
+                "similarity": round(float(value), 6),
+                "is_same": thresholds and thresholds.is_same(float(value)),
+            }
             for image, (_, value) in zip(images, near, strict=True)
             if asked is None or image["file"] != asked["file"]
         ]
-        return JSONResponse({"bundle": side.gallery.bundle, "query": asked, "neighbours": found[:k]})
+        # Of one class alone the nearest does not say whether the image is of another.
+        can_say = thresholds is not None and label is None and bool(found)
+        return JSONResponse(
+            {
+                "bundle": side.gallery.bundle,
+                "version": side.gallery.version,
+                "query": asked,
+                "is_known": thresholds.is_known(found[0]["similarity"]) if thresholds and can_say else None,
+                "thresholds": thresholds and thresholds._asdict(),
+                "neighbours": found[:k],
+            }
+        )
 
     async def attention(self, request: Request) -> Response:
         side = self._side(request)
@@ -195,7 +255,7 @@ class _Server:
         with _known():
             return partial(_read, self.sides[side].gallery.row(id)["path"], id)
 
-    async def _ask(self, side: int, read: Read, k: int = 0, label: str | None = None) -> Answer:
+    async def _ask(self, side: int, read: Read, k: int = 0, label: str | None = None) -> tuple[Side, Answer]:
         model = self.sides[side].model
         # In one go: what is decoded must not wait in memory for its turn to be prepared.
         image = await anyio.to_thread.run_sync(lambda: model.prepare(read()), limiter=self.decoders)
@@ -215,6 +275,7 @@ def _about(side: Side) -> dict[str, Any]:
         "name": side.name,
         "bundle": side.gallery.bundle,
         "facts": side.model.facts,
+        "version": side.gallery.version,
         "size": side.model.size,
         "taps": side.taps,
         "images": len(side.gallery),

@@ -123,6 +123,10 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _or_null(schema: Any) -> dict[str, Any]:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
 def _list(items: Any) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
@@ -134,6 +138,12 @@ IMAGE = {
     "name": {"type": "string", "description": "Of the file, without its folder."},
     "file": {"type": "string", "description": "Of two galleries of the same files, the same."},
 }
+TRUTH = {"type": "boolean"}
+RATES = {
+    "same": _object(threshold=NUMBER, false_accepts=NUMBER, false_rejects=NUMBER),
+    "known": _object(threshold=NUMBER, unknown_rejected=NUMBER, known_found=NUMBER),
+}
+VERSION = {"type": "string", "description": "Of the gallery; another one after images came or went."}
 BUNDLE = {"type": "string", "description": "Hash of the bundle; embeddings of another cannot be compared."}
 SCHEMAS: dict[str, Any] = {
     "Error": _object(error=TEXT),
@@ -141,8 +151,19 @@ SCHEMAS: dict[str, Any] = {
     "Image": _object(**IMAGE),
     "Neighbours": _object(
         bundle=BUNDLE,
-        query={"oneOf": [{"$ref": "#/components/schemas/Image"}, {"type": "null"}]},
-        neighbours=_list(_object(**IMAGE, similarity={"type": "number", "description": "Cosine, −1 … 1."})),
+        version=VERSION,
+        query=_or_null({"$ref": "#/components/schemas/Image"}),
+        is_known=_or_null(
+            {**TRUTH, "description": "The nearest image is similar enough to be of the same class."}
+        ),
+        thresholds=_or_null({**_object(**RATES), "description": "As calibrated, with their measured rates."}),
+        neighbours=_list(
+            _object(
+                **IMAGE,
+                similarity={"type": "number", "description": "Cosine, −1 … 1."},
+                is_same=_or_null({**TRUTH, "description": "At or above the threshold `same`."}),
+            )
+        ),
     ),
     "Examples": _object(images=_list({"$ref": "#/components/schemas/Image"})),
     "Attention": _object(
@@ -161,6 +182,7 @@ SCHEMAS: dict[str, Any] = {
             _object(
                 name=TEXT,
                 bundle=BUNDLE,
+                version=VERSION,
                 facts={"type": "object", "description": "What the bundle says of itself."},
                 size=WHOLE,
                 taps=_list(TEXT),

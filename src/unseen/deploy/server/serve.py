@@ -12,7 +12,6 @@ from urllib.parse import quote
 import uvicorn
 
 from unseen.deploy.bundle import load
-from unseen.deploy.gallery import Gallery
 from unseen.deploy.model import default_device
 from unseen.deploy.server.app import Draw, application
 from unseen.deploy.server.guard import LOOPBACK
@@ -40,12 +39,21 @@ def open_sides(bundles: Sequence[str], galleries: Sequence[str], device: str | N
         )
     names = _names(bundles)
     return [
-        Side(name, load(bundle, device or default_device()), Gallery.open(gallery))
+        Side.open(name, load(bundle, device or default_device()), gallery)
         for name, bundle, gallery in zip(names, bundles, galleries, strict=True)
     ]
 
 
-def serve(sides: Sequence[Side], *, host: str, port: int, token: str | None, k: int, draw: Draw) -> None:
+def serve(
+    sides: Sequence[Side],
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    k: int,
+    false_accepts: float,
+    draw: Draw,
+) -> None:
     """Serve the page and its JSON; prints the address in one line.
 
     Args:
@@ -54,17 +62,26 @@ def serve(sides: Sequence[Side], *, host: str, port: int, token: str | None, k: 
         port: 0 for any free one.
         token: that requests must bring.
         k: neighbours unless a request asks for another number.
-        draw: as `application` takes it.
+        false_accepts: as `application` takes it.
+        draw: likewise.
 
     Raises:
-        ValueError: nothing can listen there, the token is too short, or `k` is out of range.
+        ValueError: nothing can listen there, the token is too short, `k` is out of range, or no threshold was
+            calibrated for `false_accepts`.
     """
     is_local = host in ("::1", *LOOPBACK)
     if token is None and not is_local:
         token = secrets.token_urlsafe(24)
     if token is not None and len(token) < SHORTEST:
         raise ValueError(f"token: {len(token)} letters can be guessed; wanted {SHORTEST} or more.")
-    app = application(sides, k=k, draw=draw, hosts=LOOPBACK if is_local else None, token=token)
+    app = application(
+        sides,
+        k=k,
+        false_accepts=false_accepts,
+        draw=draw,
+        hosts=LOOPBACK if is_local else None,
+        token=token,
+    )
     config = uvicorn.Config(
         # Addresses with a token in them must not be written down.
         app,

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unseen.deploy.gallery import Gallery
+from unseen.deploy.gallery import DESCRIPTION, Gallery
+from unseen.deploy.index import indexed as index
 from unseen.deploy.index.indexed import IndexedGallery, searchable
 from unseen.deploy.listing import INSIDE, LABEL
 from unseen.deploy.model import Model
+
+Stamp = tuple[int, ...]
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """Changes when the gallery or its index does."""
+    found: list[int] = []
+    for name in (DESCRIPTION, f"{index.FOLDER}/{index.DESCRIPTION}"):
+        try:
+            status = (folder / name).stat()
+            found += [status.st_ino, status.st_mtime_ns, status.st_size]
+        except OSError:
+            found.append(0)
+    return tuple(found)
 
 
 class Query(NamedTuple):
@@ -57,6 +72,7 @@ class Side:
         name: for people.
         model: of the bundle.
         gallery: that it embedded.
+        stamp: of the gallery's folder before it was opened; see `stamp_of`.
 
     Raises:
         ValueError: the gallery is empty, or of another bundle; its index cannot be used.
@@ -65,6 +81,29 @@ class Side:
     name: str
     model: Model
     gallery: Gallery
+    stamp: Stamp = ()
+
+    @classmethod
+    def open(cls, name: str, model: Model, folder: str | Path) -> Side:
+        """A bundle with the gallery of a folder, as it is now."""
+        # First: a change while it is opened must be noticed.
+        stamp = stamp_of(Path(folder).expanduser())
+        return cls(name, model, Gallery.open(folder), stamp)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether images came or went, or the index is another, since it was opened."""
+        return stamp_of(self.gallery.folder) != self.stamp
+
+    def reopened(self) -> Side:
+        """The same with the gallery as it is now.
+
+        Raises:
+            ValueError: as when a side is made.
+        """
+        side = Side.open(self.name, self.model, self.gallery.folder)
+        _ = side.classes, side.taps
+        return side
 
     def __post_init__(self) -> None:
         self.gallery.require(self.model.facts["bundle"])

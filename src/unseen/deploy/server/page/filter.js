@@ -4,7 +4,7 @@ import { byId, count, h, show } from "./elements.js";
 
 const SHOWN = 50;
 
-/** Returns a function that sets the class without telling `whenChosen`. */
+/** `classes()` gives those of this moment. Returns a function that sets the class without telling `whenChosen`. */
 export function classFilter(classes, whenChosen) {
   const input = byId("filter");
   const options = byId("options");
@@ -13,8 +13,8 @@ export function classFilter(classes, whenChosen) {
 
   const matching = () => {
     const text = input.value.trim().toLowerCase();
-    if (!text || input.value === chosen) return classes;
-    const found = classes.filter((one) => one.label.toLowerCase().includes(text));
+    if (!text || input.value === chosen) return classes();
+    const found = classes().filter((one) => one.label.toLowerCase().includes(text));
     return found.sort((a, b) => a.label.toLowerCase().indexOf(text) - b.label.toLowerCase().indexOf(text));
   };
 

@@ -2,7 +2,7 @@
 
 import { byId, count, h, segments, show } from "./elements.js";
 import { classFilter } from "./filter.js";
-import { arrows, card, verdict } from "./results.js";
+import { arrows, card, judgement, verdict } from "./results.js";
 
 const OFF = "off";
 const AT_ONCE = 3;
@@ -59,6 +59,8 @@ async function search(query, { isNew = true, focus = null } = {}) {
     const k = state.k;
     const answers = await Promise.all(state.about.bundles.map((_, side) => question("search", side, { k, label: state.label })));
     if (turn !== state.turn) return;
+    if (answers.some((answer, side) => answer.version !== state.about.bundles[side].version)) await drawAbout();
+    if (turn !== state.turn) return;
     state.answers = answers;
     if (isNew) remember(query);
     if (query !== former) state.attention = new Map();
@@ -112,12 +114,13 @@ function drawSide(answer, side, elsewhere) {
   const bundle = state.about.bundles[side];
   const found = answer.neighbours;
   const open = (one) => search({ id: one.id, of: side, label: one.label, name: one.name, address: `image/${one.id}?bundle=${side}` }, { focus: side });
-  const list = h("ol.grid", { "aria-label": `Neighbours by ${bundle.name}` }, found.map((one, place) => card(one, place, { query: state.query, side, elsewhere: elsewhere?.get(one.file), open })));
+  const list = h("ol.grid", { "aria-label": `Neighbours by ${bundle.name}` }, found.map((one, place) => card(one, place, { query: state.query, side, elsewhere: elsewhere?.get(one.file), threshold: answer.thresholds?.same.threshold, open })));
   arrows(list);
   const common = elsewhere && found.filter((one) => elsewhere.has(one.file)).length;
   return h(`div.side.side${side}`, {},
     elsewhere && h("h3", {}, bundle.name, h("small", {}, worth(bundle).join(" · "))),
     h("p.verdict", {}, verdict(state.query, state.label, found), elsewhere && h("small", {}, ` ${common} ${common === 1 ? "is" : "are"} on both sides.`)),
+    judgement(answer) ?? h("div"),
     list);
 }
 
@@ -275,10 +278,16 @@ function listen() {
   onKey("/", () => !byId("found").hidden && byId("filter").focus());
 }
 
-async function start() {
+/** What is served; asked again when images came or went. */
+async function drawAbout() {
   state.about = await ask("about");
-  state.k = state.about.k;
   drawFacts();
+  document.querySelector(".filter").hidden = !state.about.bundles[0].classes.length;
+}
+
+async function start() {
+  await drawAbout();
+  state.k = state.about.k;
   const counts = [...new Set([12, 24, 48, 96, state.k])].filter((k) => k <= state.about.limits.k).sort((a, b) => a - b);
   const select = byId("count");
   show(select, counts.map((k) => h("option", { value: k, selected: k === state.k }, k)));
@@ -286,10 +295,7 @@ async function start() {
     state.k = Number(select.value);
     again();
   });
-  const { classes } = state.about.bundles[0];
-  const filter = document.querySelector(".filter");
-  filter.hidden = !classes.length;
-  classFilter(classes, (label) => {
+  classFilter(() => state.about.bundles[0].classes, (label) => {
     state.label = label;
     again();
   });

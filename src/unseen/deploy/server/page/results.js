@@ -19,12 +19,29 @@ export function verdict(query, label, found) {
   return [`Of ${count(votes.size, "class", "classes")}; most often `, h("b", {}, first), `: ${of(most)}.`];
 }
 
+const share = (value) => `${(100 * value).toFixed(value && (value < 0.01 || value > 0.99) ? 1 : 0)} %`;
+
+/** Whether the query is of a class of the gallery, and how many neighbours count as its class; below, how often that errs. */
+export function judgement({ thresholds, is_known: isKnown, neighbours }) {
+  if (!thresholds || !neighbours.length) return null;
+  const { same, known } = thresholds;
+  const alike = neighbours.filter((one) => one.is_same).length;
+  const reaches = isKnown ? "reaches" : "does not reach";
+  return h("details.judgement", { open: matchMedia("(min-width: 641px)").matches },
+    h("summary", {},
+      isKnown !== null && [h(`b${isKnown ? "" : ".unknown"}`, {}, isKnown ? "Known" : "Unknown"), " · "],
+      `${alike} of ${neighbours.length} ${alike === 1 ? "counts" : "count"} as the same class`),
+    isKnown !== null && h("p", {}, `The nearest image, at ${neighbours[0].similarity.toFixed(2)}, ${reaches} ${known.threshold.toFixed(2)}; of images of unknown classes ${share(1 - known.unknown_rejected)} do, of known ones ${share(known.known_found)} with the right class nearest.`),
+    h("p", {}, `Two images count as the same class from ${same.threshold.toFixed(2)} on; ${share(same.false_accepts)} of pairs of different classes reach that, ${share(same.false_rejects)} of pairs of one class do not.`));
+}
+
 /** One neighbour; `elsewhere` is its place with the other bundle, if that found it too. */
-export function card(one, place, { query, side, elsewhere, open }) {
+export function card(one, place, { query, side, elsewhere, threshold, open }) {
   const isRight = query?.label && one.label ? one.label === query.label : null;
   const words = [
     `${place + 1}: ${one.label || one.name}`,
     `similarity ${one.similarity.toFixed(2)}`,
+    one.is_same !== null && (one.is_same ? "counts as the same class" : "too little for the same class"),
     isRight !== null && (isRight ? "same class" : "another class"),
     elsewhere && `place ${elsewhere} on the other side`,
   ].filter(Boolean).join(", ");
@@ -36,8 +53,9 @@ export function card(one, place, { query, side, elsewhere, open }) {
       elsewhere && h("i.elsewhere", { "aria-hidden": "true" }, `⇄ ${elsewhere}`),
       h("i.peak", { "aria-hidden": "true", hidden: true })),
     h("span.name", {}, one.label || one.name),
-    h("span.similarity", { "aria-hidden": "true" },
-      h("span.meter", { "--share": Math.max(0, Math.min(1, one.similarity)) }),
+    h(`span.similarity${one.is_same === false ? ".below" : ""}`, { "aria-hidden": "true" },
+      h("span.meter", { "--share": Math.max(0, Math.min(1, one.similarity)) },
+        threshold !== undefined && h("i.threshold", { "--share": Math.max(0, Math.min(1, threshold)) })),
       h("span", {}, one.similarity.toFixed(2).replace("-", "−"))));
   button.picture = image;
   button.peak = button.querySelector(".peak");
