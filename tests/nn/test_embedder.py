@@ -14,7 +14,14 @@ from unseen.nn.fusion import AttentionFusion, LastMap, tanh_score
 def made(fusion=LastMap, **changes):
     torch.manual_seed(0)
     backbone = Backbone(
-        "resnet10t", image_size=32, taps="late", weights="none", mean=None, std=None, options=None
+        "resnet10t",
+        image_size=32,
+        taps="late",
+        weights="none",
+        mean=None,
+        std=None,
+        options=None,
+        frozen=False,
     )
     return Embedder(
         backbone,

@@ -84,7 +84,10 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Embedded:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
-        maps = self.backbone(images)
+        return self.embed_maps(self.backbone(images))
+
+    def embed_maps(self, maps: FeatureMaps) -> Embedded:
+        """The backbone's feature maps of `B` images → embedding `(B, d)` and its sources."""
         fused = self.fusion(maps)
         if self.training or self.readout is None:
             return Embedded(self.embed_features(fused.features), fused, maps)
@@ -101,9 +104,12 @@ class Embedder(nn.Module):
         return embedding
 
     def freeze_backbone(self, frozen: bool) -> None:
-        """Stop or resume the learning of the backbone, its batch norm statistics included."""
+        """Stop or resume the learning of the backbone, its batch norm statistics included.
+
+        One that is frozen for good (`Backbone.frozen`) does not resume.
+        """
         self._backbone_is_frozen = frozen
-        self.backbone.requires_grad_(not frozen)
+        self.backbone.requires_grad_(not (frozen or self.backbone.frozen))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Embedder:

@@ -15,6 +15,7 @@ from unseen.data.batch import Batch
 from unseen.evaluation.readout import fit_readout
 from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
+from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded, Embedder
 from unseen.retrieval import RetrievalMetric, evaluate
 from unseen.training.optimization import Optimization
@@ -61,9 +62,14 @@ class MetricLearner(LightningModule):
         """`images`: `(B, 3, H, W)`, uint8 or float in [0, 1]."""
         return self.embedder(images.contiguous(memory_format=self._layout))
 
+    def _embedded(self, batch: Batch) -> Embedded:
+        if batch.images is not None:
+            return self(batch.images)
+        return self.embedder.embed_maps(FeatureMaps.of(batch.maps))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step on `(B, 3, H, W)` images with seen labels."""
-        embedded = self(batch.images)
+        """One step on images `(B, 3, H, W)`, or on their feature maps, with seen labels."""
+        embedded = self._embedded(batch)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
         # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
@@ -187,7 +193,7 @@ class MetricLearner(LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Embed images of the validation classes in float32, as the measurement does."""
         with torch.autocast(self.device.type, enabled=False):
-            embedded = self(batch.images)
+            embedded = self._embedded(batch)
         self.validation.update(embedded.embedding, batch.labels, batch.ids)
 
     def on_validation_epoch_end(self) -> None:
@@ -201,10 +207,14 @@ class MetricLearner(LightningModule):
         self.validation.reset()
 
     def configure_optimizers(self) -> Any:
-        """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups."""
+        """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups.
+
+        A backbone that is frozen for good has none.
+        """
+        backbone = self.embedder.backbone
         head = [*self.embedder.fusion.parameters(), *self.embedder.projection.parameters()]
         kinds: dict[str, Iterable[nn.Parameter]] = {
-            "backbone": self.embedder.backbone.parameters(),
+            "backbone": [] if backbone.frozen else backbone.parameters(),
             "head": head,
             "adversary": self.adversary.parameters() if self.adversary is not None else [],
             **parameters_by_kind(self.loss),

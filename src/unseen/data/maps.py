@@ -1,0 +1,169 @@
+"""Feature maps of images, kept in memory-mapped files that all runs and processes share.
+
+A file `<key>.maps` holds one row of float32 for each image, the maps one after another, each `(H, W, C)`: the
+layout that convolutions prefer. It gets its name when it is whole; what a killed process leaves behind
+(`<key>.partial`) the next one goes on with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unseen.files import exclusive_lock
+
+log = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+Shapes = dict[str, tuple[int, int, int]]
+"""Name of a map → (C, H, W), in the order in which a row holds them."""
+
+VERSION = 1
+"""Of the file's layout and of the values in it, for its key: older files are then made anew."""
+NUMBER = np.dtype("<f4")
+
+
+class MapsError(ValueError):
+    """Feature maps that cannot be kept; the message says why."""
+
+
+class MapFile:
+    """Maps of some images, in one file.
+
+    Args:
+        path: a whole `.maps` file.
+        shapes: of the maps in a row.
+        rows: `(N,)` rows of the manifest, ascending, one for each row of the file.
+    """
+
+    def __init__(self, path: Path, shapes: Shapes, rows: Rows) -> None:
+        self.rows = rows
+        self.shapes = shapes
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        self._parts = dict(zip(shapes, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+        self._values = np.memmap(path, dtype=NUMBER, mode="r", shape=(len(rows), int(ends[-1])))
+
+    def get(self, name: str, rows: Rows) -> Tensor:
+        """The map of this name of some of the images, `(B, C, H, W)` with channels last in memory."""
+        channels, height, width = self.shapes[name]
+        start, end = self._parts[name]
+        values = self._values[np.searchsorted(self.rows, rows), start:end]  # a copy
+        return torch.from_numpy(np.asarray(values)).view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class StoredMaps:
+    """Maps of the images of a manifest.
+
+    Args:
+        files: each of images of its own.
+        names: of the maps that a batch carries, in their order.
+    """
+
+    def __init__(self, files: Sequence[MapFile], names: Sequence[str]) -> None:
+        self.files = files
+        self.names = names
+
+    def cover(self, rows: Rows) -> bool:
+        """Whether these images are all in one of the files, as those of one part of a split are."""
+        return self._file_of(rows) is not None
+
+    def get(self, rows: Rows) -> tuple[Tensor, ...]:
+        """`(B, C, H, W)` for each name.
+
+        Raises:
+            KeyError: they are not all in one file.
+        """
+        file = self._file_of(rows)
+        if file is None:
+            raise KeyError(f"There are no maps of rows {rows[:5].tolist()} …")
+        return tuple(file.get(name, rows) for name in self.names)
+
+    def _file_of(self, rows: Rows) -> MapFile | None:
+        return next((file for file in self.files if np.isin(rows, file.rows).all()), None)
+
+
+def kept_maps(
+    folder: Path, key: str, rows: Rows, shapes: Shapes, compute: Callable[[Rows], Iterable[Sequence[Tensor]]]
+) -> MapFile:
+    """The file of this key, made first if it is not there.
+
+    Of several processes that need it at once, one makes it and the others wait.
+
+    Args:
+        folder: where such files lie.
+        key: names what determines the maps.
+        rows: `(N,)` of the manifest, ascending.
+        shapes: of the maps.
+        compute: some of the rows → batches in their order, of each map `(B, C, H, W)`.
+
+    Raises:
+        MapsError: the folder cannot be written, or the disk has no room.
+    """
+    path = folder / f"{key}.maps"
+    if (found := _whole(path, rows, shapes)) is not None:  # before locking: the folder may be read-only
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock")
+        waiting = "Another process is computing these feature maps: waiting for it (%s)."
+        with exclusive_lock(lock, lambda: log.info(waiting, lock)):
+            if (found := _whole(path, rows, shapes)) is not None:  # another process has made it meanwhile
+                return found
+            _make(path, rows, shapes, compute)
+    except OSError as error:
+        raise MapsError(
+            f"{error.strerror}: feature maps cannot be kept in '{folder}'. Free space there, or choose "
+            "another folder: data.cache_dir=<folder>"
+        ) from error
+    return MapFile(path, shapes, rows)
+
+
+def bytes_of(count: int, shapes: Shapes) -> int:
+    """What the maps of so many images take."""
+    return count * NUMBER.itemsize * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _whole(path: Path, rows: Rows, shapes: Shapes) -> MapFile | None:
+    is_whole = path.is_file() and path.stat().st_size == bytes_of(len(rows), shapes)
+    return MapFile(path, shapes, rows) if is_whole else None
+
+
+def _make(
+    path: Path, rows: Rows, shapes: Shapes, compute: Callable[[Rows], Iterable[Sequence[Tensor]]]
+) -> None:
+    partial = path.with_suffix(".partial")
+    row_bytes = bytes_of(1, shapes)
+    done = min(len(rows), partial.stat().st_size // row_bytes) if partial.exists() else 0
+    _check_room(path.parent, (len(rows) - done) * row_bytes)
+    with partial.open("ab") as file:
+        file.truncate(done * row_bytes)
+        for maps in compute(rows[done:]) if done < len(rows) else ():
+            flat = [one.permute(0, 2, 3, 1).flatten(1).cpu().numpy().astype(NUMBER) for one in maps]
+            file.write(np.concatenate(flat, axis=1).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MapsError(
+            f"backbone.frozen=true: the feature maps take {in_units(needed)} more, and {in_units(free)} are "
+            f"free in '{folder}'. Free space there, choose another folder (data.cache_dir=<folder>), fewer "
+            "taps (backbone.taps=[…]), or smaller images (data.image_size)."
+        )
+
+
+def in_units(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
