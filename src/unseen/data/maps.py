@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,58 +38,53 @@ class MapsError(ValueError):
 
 
 class MapFile:
-    """Maps of some images, in one file.
+    """Maps of some images.
 
     Args:
-        path: a whole `.maps` file.
+        path: a whole file.
         shapes: of the maps in a row.
         rows: `(N,)` rows of the manifest, ascending, one for each row of the file.
     """
 
     def __init__(self, path: Path, shapes: Shapes, rows: Rows) -> None:
-        self.rows = rows
+        self.path = path
         self.shapes = shapes
-        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-        self._parts = dict(zip(shapes, zip([0, *ends[:-1]], ends, strict=True), strict=True))
-        self._values = np.memmap(path, dtype=NUMBER, mode="r", shape=(len(rows), int(ends[-1])))
+        self.rows = rows
+        # For reading only: Linux counts a private writable mapping as memory and refuses a large one.
+        shape = (len(rows), sum(math.prod(one) for one in shapes.values()))
+        self._values = np.memmap(path, dtype=NUMBER, mode="r", shape=shape)
 
-    def get(self, name: str, rows: Rows) -> Tensor:
-        """The map of this name of some of the images, `(B, C, H, W)` with channels last in memory."""
-        channels, height, width = self.shapes[name]
-        start, end = self._parts[name]
-        values = self._values[np.searchsorted(self.rows, rows), start:end]  # a copy
-        return torch.from_numpy(np.asarray(values)).view(-1, height, width, channels).permute(0, 3, 1, 2)
+    def covers(self, rows: Rows) -> bool:
+        """Whether it has the maps of all these images."""
+        return bool(np.isin(rows, self.rows).all())
+
+    def maps(self, rows: Rows) -> dict[str, Tensor]:
+        """Of some images, by name: `(B, C, H, W)` with channels last in memory."""
+        places = np.searchsorted(self.rows, rows)
+        found, start = {}, 0
+        for name, (channels, height, width) in self.shapes.items():
+            end = start + channels * height * width
+            values = torch.from_numpy(np.asarray(self._values[places, start:end]))  # a copy
+            found[name] = values.view(-1, height, width, channels).permute(0, 3, 1, 2)
+            start = end
+        return found
 
 
+@dataclass(frozen=True)
 class StoredMaps:
-    """Maps of the images of a manifest.
+    """What batches carry in place of images.
 
     Args:
-        files: each of images of its own.
-        names: of the maps that a batch carries, in their order.
+        files: of the parts of a split, each of images of its own.
+        names: of the maps of a batch, in their order; one may come twice.
     """
 
-    def __init__(self, files: Sequence[MapFile], names: Sequence[str]) -> None:
-        self.files = files
-        self.names = names
+    files: Sequence[MapFile]
+    names: Sequence[str]
 
-    def cover(self, rows: Rows) -> bool:
-        """Whether these images are all in one of the files, as those of one part of a split are."""
-        return self._file_of(rows) is not None
-
-    def get(self, rows: Rows) -> tuple[Tensor, ...]:
-        """`(B, C, H, W)` for each name.
-
-        Raises:
-            KeyError: they are not all in one file.
-        """
-        file = self._file_of(rows)
-        if file is None:
-            raise KeyError(f"There are no maps of rows {rows[:5].tolist()} …")
-        return tuple(file.get(name, rows) for name in self.names)
-
-    def _file_of(self, rows: Rows) -> MapFile | None:
-        return next((file for file in self.files if np.isin(rows, file.rows).all()), None)
+    def file_of(self, rows: Rows) -> MapFile | None:
+        """The file that has the maps of all these images, if one has."""
+        return next((file for file in self.files if file.covers(rows)), None)
 
 
 def kept_maps(

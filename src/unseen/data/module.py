@@ -20,7 +20,7 @@ from unseen.data import cache as caches
 from unseen.data.batch import Batch
 from unseen.data.images import Files, ImageError, Images, Pixels, available_cores, in_order
 from unseen.data.manifest import Manifest
-from unseen.data.maps import StoredMaps
+from unseen.data.maps import MapFile, StoredMaps
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
 from unseen.data.transforms import Transforms
@@ -101,13 +101,17 @@ class MapsOfImages(Dataset[Item]):
     """Stored feature maps in place of images, a batch at a time.
 
     Args:
-        maps: of the manifest's rows.
+        file: has the maps.
+        names: of the maps of a batch, in their order.
         rows: `(N,)` rows of the manifest.
         labels: `(N,)`.
     """
 
-    def __init__(self, maps: StoredMaps, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-        self.maps = maps
+    def __init__(
+        self, file: MapFile, names: Sequence[str], rows: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> None:
+        self.file = file
+        self.names = names
         self.rows = rows
         self.labels = labels
 
@@ -118,8 +122,9 @@ class MapsOfImages(Dataset[Item]):
         """Positions, or what a sampler draws."""
         positions = np.array([one if isinstance(one, int) else one[0] for one in drawn])
         rows = self.rows[positions]
-        labels = torch.from_numpy(self.labels[positions])
-        return Batch(None, labels, torch.from_numpy(rows), self.maps.get(rows))
+        maps = self.file.maps(rows)
+        labels, ids = torch.from_numpy(self.labels[positions]), torch.from_numpy(rows)
+        return Batch(None, labels, ids, tuple(maps[name] for name in self.names))
 
 
 class ResumableLoader(DataLoader[Item]):
@@ -278,10 +283,8 @@ class DataModule(LightningDataModule):
         """Batches of the training classes, with seen labels."""
         rows = self.split.train
         labels = self.split.seen_labels(self.manifest.labels[rows])
-        images: Dataset[Item] = (
-            TrainingImages(self.images, rows, labels, self.transforms.train, self.seed)
-            if self.maps is None
-            else MapsOfImages(self.maps, rows, labels)
+        images = self._stored(rows, labels) or TrainingImages(
+            self.images, rows, labels, self.transforms.train, self.seed
         )
         sampler = self._make_sampler()
         # Lightning sets this on its trainer, undeclared.
@@ -289,8 +292,7 @@ class DataModule(LightningDataModule):
         return ResumableLoader(
             images,
             batch_sampler=sampler,
-            persistent_workers=self.workers > 0 and self.maps is None,
-            **self._how_to_load(images),
+            **self._how_to_load(images, persistent=True),
         )
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
@@ -308,10 +310,8 @@ class DataModule(LightningDataModule):
     def loader(self, rows: NDArray[np.int64]) -> DataLoader[Item]:
         """Any rows of the manifest, in their order, as evaluation sees them."""
         labels = self.manifest.labels[rows]
-        images: Dataset[Item] = (
-            MapsOfImages(self.maps, rows, labels)
-            if self.maps is not None and self.maps.cover(rows)
-            else PlainImages(self.images, rows, labels, self.transforms.evaluation)
+        images = self._stored(rows, labels) or PlainImages(
+            self.images, rows, labels, self.transforms.evaluation
         )
         return DataLoader(images, batch_size=self.evaluation_batch_size, **self._how_to_load(images))
 
@@ -333,11 +333,19 @@ class DataModule(LightningDataModule):
             digest.update(repr(image.shape).encode() + image.tobytes())
         return digest.hexdigest()
 
-    def _how_to_load(self, images: Dataset[Item]) -> dict[str, Any]:
+    def _stored(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> MapsOfImages | None:
+        file = None if self.maps is None else self.maps.file_of(rows)
+        if self.maps is None or file is None:
+            return None
+        return MapsOfImages(file, self.maps.names, rows, labels)
+
+    def _how_to_load(self, images: Dataset[Item], persistent: bool = False) -> dict[str, Any]:
         stored = isinstance(images, MapsOfImages)
+        # Maps are read as fast as another process could hand them over.
+        workers = 0 if stored else self.workers
         return {
-            # Maps are read as fast as another process could hand them over.
-            "num_workers": 0 if stored else self.workers,
+            "num_workers": workers,
+            "persistent_workers": persistent and workers > 0,
             "collate_fn": _as_it_is if stored else _collate,
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator(),  # else each pass would move the global one

@@ -45,6 +45,7 @@ def keep_feature_maps(
     parts = [seen, np.union1d(split.query, split.gallery)] if test else [seen]
     names = list(dict.fromkeys(backbone.map_names))
     backbone.to(device)
+    data.maps = None
     folder = cache_dir.expanduser() / FOLDER
     shapes = _shapes(backbone, data, names)
     _say(parts, shapes, folder)
