@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from unseen.data.maps import MapFile, MapsError, Rows, bytes_of, kept_maps
+from unseen.data.maps import MapFile, MapsError, Rows, bytes_of, check_room, kept_maps, missing_bytes
 
 SHAPES = {"first": (3, 4, 5), "final": (2, 1, 1)}
 ROWS = np.array([2, 3, 5, 8, 13, 21, 34])
@@ -108,15 +108,26 @@ def test_of_two_processes_at_once_one_computes(
     assert len(list(tmp_path.glob("computed by *"))) == 1
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_computed(
+def test_a_disk_without_room_is_refused_with_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 3 * 2**20))
+    folder = tmp_path / "not yet" / "there"
+    check_room(folder, 3 * 2**20)
     with pytest.raises(
-        MapsError, match=r"take 0\.0 MiB more, .* free in '.*'\. .* \(data\.cache_dir=<folder>\)"
+        MapsError, match=r"take 5\.0 GiB more, and 3\.0 MiB are free in '.*there'.*data\.cache_dir"
     ):
-        kept(tmp_path, never)
+        check_room(folder, 5 * 2**30)
+
+
+def test_only_what_is_not_there_yet_needs_room(tmp_path: Path) -> None:
+    whole, half = bytes_of(len(ROWS), SHAPES), bytes_of(3, SHAPES)
+    assert missing_bytes(tmp_path, "key", len(ROWS), SHAPES) == whole
+    (tmp_path / "key.partial").write_bytes(bytes(half))
+    assert missing_bytes(tmp_path, "key", len(ROWS), SHAPES) == whole - half
+    kept(tmp_path)
+    assert missing_bytes(tmp_path, "key", len(ROWS), SHAPES) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def kept_maps(
         compute: some of the rows → batches in their order, of each map `(B, C, H, W)`.
 
     Raises:
-        MapsError: the folder cannot be written, or the disk has no room.
+        MapsError: the folder cannot be written.
     """
     path = folder / f"{key}.maps"
     if (found := _whole(path, rows, shapes)) is not None:  # before locking: the folder may be read-only
@@ -129,8 +129,11 @@ def bytes_of(count: int, shapes: Shapes) -> int:
 
 
 def _whole(path: Path, rows: Rows, shapes: Shapes) -> MapFile | None:
-    is_whole = path.is_file() and path.stat().st_size == bytes_of(len(rows), shapes)
-    return MapFile(path, shapes, rows) if is_whole else None
+    return MapFile(path, shapes, rows) if _size(path) == bytes_of(len(rows), shapes) else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _make(
@@ -138,8 +141,7 @@ def _make(
 ) -> None:
     partial = path.with_suffix(".partial")
     row_bytes = bytes_of(1, shapes)
-    done = min(len(rows), partial.stat().st_size // row_bytes) if partial.exists() else 0
-    _check_room(path.parent, (len(rows) - done) * row_bytes)
+    done = min(len(rows), _size(partial) // row_bytes)
     with partial.open("ab") as file:
         file.truncate(done * row_bytes)
         for maps in compute(rows[done:]) if done < len(rows) else ():
@@ -150,8 +152,19 @@ def _make(
     os.replace(partial, path)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def missing_bytes(folder: Path, key: str, count: int, shapes: Shapes) -> int:
+    """What is still to be written of the maps of so many images."""
+    whole, path = bytes_of(count, shapes), folder / f"{key}.maps"
+    return 0 if _size(path) == whole else max(0, whole - _size(path.with_suffix(".partial")))
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a disk that lacks room for so many bytes; the folder need not be there yet.
+
+    Raises:
+        MapsError: saying how much it lacks.
+    """
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if needed > free:
         raise MapsError(
             f"backbone.frozen=true: the feature maps take {in_units(needed)} more, and {in_units(free)} are "

@@ -13,7 +13,17 @@ from rich.progress import track
 from torch import Tensor
 
 from unseen.data.cache import LONG
-from unseen.data.maps import VERSION, MapFile, Rows, Shapes, StoredMaps, bytes_of, in_units, kept_maps
+from unseen.data.maps import (
+    VERSION,
+    Rows,
+    Shapes,
+    StoredMaps,
+    bytes_of,
+    check_room,
+    in_units,
+    kept_maps,
+    missing_bytes,
+)
 from unseen.data.module import DataModule
 from unseen.evaluation.embed import evaluating
 from unseen.nn.backbone import Backbone
@@ -49,20 +59,22 @@ def keep_feature_maps(
     folder = cache_dir.expanduser() / FOLDER
     shapes = _shapes(backbone, data, names)
     _say(parts, shapes, folder)
-    files = [_kept(backbone, data, rows, shapes, folder) for rows in parts]
+    keys = [_key(backbone, data, rows) for rows in parts]
+    missing = [missing_bytes(folder, key, len(rows), shapes) for key, rows in zip(keys, parts, strict=True)]
+    check_room(folder, sum(missing))
+
+    def compute(chosen: Rows) -> Iterator[Sequence[Tensor]]:
+        batches = data.loader(chosen)
+        for batch in track(batches, "Computing feature maps", disable=len(chosen) < LONG):
+            yield _maps(backbone, batch.images, names)
+
+    files = [kept_maps(folder, key, rows, shapes, compute) for key, rows in zip(keys, parts, strict=True)]
     data.maps = StoredMaps(files, backbone.map_names)
 
 
-def _kept(backbone: Backbone, data: DataModule, rows: Rows, shapes: Shapes, folder: Path) -> MapFile:
+def _key(backbone: Backbone, data: DataModule, rows: Rows) -> str:
     parts = (str(VERSION), backbone.fingerprint(), data.fingerprint(rows))
-    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
-
-    def compute(missing: Rows) -> Iterator[Sequence[Tensor]]:
-        batches = data.loader(missing)
-        for batch in track(batches, "Computing feature maps", disable=len(missing) < LONG):
-            yield _maps(backbone, batch.images, list(shapes))
-
-    return kept_maps(folder, key, rows, shapes, compute)
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
 
 @torch.inference_mode()
