@@ -46,7 +46,14 @@ INDEXES = {
 def model_of(backbone: str, image_size: int) -> Model:
     network = Embedder(
         Backbone(
-            backbone, image_size=image_size, taps="late", weights="none", mean=None, std=None, options=None
+            backbone,
+            image_size=image_size,
+            taps="late",
+            weights="none",
+            mean=None,
+            std=None,
+            options=None,
+            frozen=False,
         ),
         LastMap,
         size=128,

@@ -231,6 +231,8 @@ def fit(
     if model.overrides is not None:
         # A loss may ask for embeddings of free length, or for a layer norm.
         model.normalize, model.layer_norm = config.embedding.normalize, config.embedding.layer_norm
+        if config.backbone.frozen:
+            model.backbone.freeze()
         # Data for networks that start from nothing deploy what the loss sees.
         if config.embedding.readout == "projection":
             model.readout = None

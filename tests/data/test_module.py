@@ -89,7 +89,7 @@ def epoch_batches(module: DataModule, epoch: int = 0) -> list[Batch]:
 def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_training_batches_hold_augmented_training_images_with_seen_labels(

@@ -23,7 +23,9 @@ SIDE = 32
 
 def model_of(name="resnet10t", fusion=None, normalize=True):
     torch.manual_seed(0)
-    backbone = Backbone(name, image_size=SIDE, taps="late", weights="none", mean=None, std=None, options=None)
+    backbone = Backbone(
+        name, image_size=SIDE, taps="late", weights="none", mean=None, std=None, options=None, frozen=False
+    )
     fusion = fusion or partial(AttentionFusion, score=tanh_score, per_tap=False, jitter=0.1)
     embedder = Embedder(
         backbone,

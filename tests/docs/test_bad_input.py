@@ -20,10 +20,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from unseen.config.command_line import check_overrides, check_single
+from unseen.config.command_line import check_overrides, check_single, load_config
 from unseen.config.folder import check_folder
+from unseen.config.frozen import check_frozen
 from unseen.data.acquire.archive import unpack
 from unseen.data.images import read_image
+from unseen.data.maps import kept_maps
 from unseen.data.module import listed_paths
 from unseen.data.sources import folder, manifest_file, table
 from unseen.losses.adapter import MetricLoss, pair_loss
@@ -139,6 +141,15 @@ def weights(content: dict[str, Any] | bytes | None) -> Case:
         load_weights(timm.create_model("resnet10t", num_classes=0), str(path))
 
     return case
+
+
+def frozen(typed: str) -> Case:
+    return lambda root: check_frozen(load_config(["backbone.frozen=true", typed]))
+
+
+def maps_in_a_file(root: Path) -> None:
+    (root / "caches").write_text("x")
+    kept_maps(root / "caches", "key", np.array([0]), {"final": (1, 1, 1)}, lambda rows: [])
 
 
 IDENTITY = {"split": "s", "manifest": "m", "config": {"seed": 0, "loss": "triplet", "data.image_size": 64}}
@@ -267,6 +278,10 @@ CASES: dict[str, Case] = {
     "a checkpoint of a later epoch": checkpoint({}, epoch=3, most=2),
     "no checkpoint that is whole": only_broken_checkpoints,
     "no run with these settings": lambda root: newest_of(root / "run", IDENTITY),
+    "a frozen backbone that is to learn later": frozen("optimizer.frozen_backbone_epochs=2"),
+    "a frozen backbone with a learning rate": frozen("optimizer.learning_rates.backbone=1e-4"),
+    "a frozen backbone of which a part is to learn": frozen("trainable=norms"),
+    "feature maps in a folder that is a file": maps_in_a_file,
     "a folder that holds a run": used_folder,
     "a folder in which a run is under way": folder_in_use,
     "a file where a folder should be": file_in_the_way,

@@ -23,7 +23,14 @@ FAMILIES = {
 
 
 def made(model, size, **changes):
-    settings = {"taps": "late", "weights": "none", "mean": None, "std": None, "options": None}
+    settings = {
+        "taps": "late",
+        "weights": "none",
+        "mean": None,
+        "std": None,
+        "options": None,
+        "frozen": False,
+    }
     torch.manual_seed(0)
     return Backbone(model, image_size=size, **(settings | changes)).eval()
 

@@ -15,7 +15,14 @@ from unseen.nn.trainable import everything
 def made(fusion=LastMap, **changes):
     torch.manual_seed(0)
     backbone = Backbone(
-        "resnet10t", image_size=32, taps="late", weights="none", mean=None, std=None, options=None
+        "resnet10t",
+        image_size=32,
+        taps="late",
+        weights="none",
+        mean=None,
+        std=None,
+        options=None,
+        frozen=False,
     )
     return Embedder(
         backbone,

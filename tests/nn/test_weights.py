@@ -12,7 +12,7 @@ from unseen.nn.backbone import Backbone
 
 
 def made(weights, model="mobilenetv3_small_100", **changes):
-    settings = {"image_size": 64, "taps": "late", "mean": None, "std": None, "options": None}
+    settings = {"image_size": 64, "taps": "late", "mean": None, "std": None, "options": None, "frozen": False}
     return Backbone(model, weights=str(weights), **(settings | changes))
 
 

@@ -290,7 +290,7 @@ def validated_part(rank, world, learner):
     rows = torch.arange(27)
     rows = torch.cat([rows, rows[: -27 % world]])[rank::world]
     whole = validation_rows()
-    return validated(learner, [Batch(*(column[part] for column in whole)) for part in rows.split(8)])
+    return validated(learner, [Batch(*(column[part] for column in whole[:3])) for part in rows.split(8)])
 
 
 def test_validation_of_several_processes_is_that_of_one(tiny_run, tmp_path, on_ranks):

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
+from unseen.config.frozen import check_frozen, check_reach, check_sees_maps, warn_of_untrained
 from unseen.config.identity import key_of, plain, weights_hash
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
@@ -30,7 +31,7 @@ from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
 from unseen.tracking.run_folder import CHECKPOINTS, LAST
 from unseen.training.averaging import WeightAveraging
-from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
+from unseen.training.checkpoints import Checkpoints, check_frozen_weights, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
 from unseen.workflow.preflight import look_before
 from unseen.workflow.run import EvaluationSettings, Run
@@ -95,6 +96,8 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     resume_from = _resume_from(config.resume_from, folder, identity)
     if resume_from is not None:
         check_resumable(learner, resume_from, identity)
+        if learner.embedder.backbone.frozen:
+            check_frozen_weights(learner, resume_from)
     look_before(
         data,
         rules=plain(config.check),
@@ -128,6 +131,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         job_key=card.job_key,
         weights=weights_hash(content),
         resume_from=resume_from,
+        cache_dir=Path(config.data.cache_dir),
         draws_pictures=config.pictures,
     )
 
@@ -155,6 +159,9 @@ def _build_learner(
     config: DictConfig, evaluation: Callable[..., Any], given: Given, interpolates: bool
 ) -> tuple[MetricLearner, DataModule]:
     # Cheap parts first: a wrong loss should not wait for images to be listed.
+    is_frozen = config.backbone.frozen if given.embedder is None else given.embedder.backbone.frozen
+    if is_frozen:
+        check_frozen(config)
     loss = given.loss or _made(config, "loss")
     adversary = given.adversary or _made(config, "adversary")
     regularizer = given.regularizer or _made(config, "regularizer")
@@ -167,6 +174,8 @@ def _build_learner(
             "and without low-rank additions are additions of less strength. Use averaging.trained=1 and a "
             "lower trainable.alpha."
         )
+    if is_frozen:
+        warn_of_untrained(embedder, config.backbone.weights)
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)
 
@@ -175,16 +184,21 @@ def _build_learner(
 
     made = loss_of(size)
     _check_positives(made, config.sampler.get("images_per_class"))
+    made_adversary = _build_adversary(adversary, embedder, size, data.num_classes)
+    made_regularizer = None if regularizer is None else regularizer(embedder=embedder, loss=loss_of)
+    if is_frozen:
+        check_reach(made_adversary, embedder)
+        check_sees_maps(made_regularizer)
     learner = MetricLearner(
         embedder,
         made,
-        _build_adversary(adversary, embedder, size, data.num_classes),
+        made_adversary,
         optimization,
         trainable,
         interpolates or optimization.l2_sp > 0,
         evaluation,
         channels_last=config.channels_last,
-        regularizer=None if regularizer is None else regularizer(embedder=embedder, loss=loss_of),
+        regularizer=made_regularizer,
     )
     return learner, data
 

@@ -10,6 +10,7 @@ from unseen.config.build import build
 from unseen.config.command_line import building
 from unseen.config.values import UsageError, check_devices
 from unseen.data.images import ImageError
+from unseen.data.maps import MapsError
 from unseen.retrieval.engine.vectors import NotFiniteError
 from unseen.tracking.record import RunRecord
 from unseen.tracking.run_folder import LAST
@@ -32,8 +33,9 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
         The record; none in the helping processes of a distributed run.
 
     Raises:
-        UsageError: a part refuses what it was given, an image cannot be read, training diverges, the disk is
-            full, or the run would be another one than the one that was expected.
+        UsageError: a part refuses what it was given, an image cannot be read, feature maps cannot be kept,
+            training diverges, the disk is full, or the run would be another one than the one that was
+            expected.
     """
     check_devices(config.trainer)
     try:
@@ -46,7 +48,7 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
                     f"frozen (key {expected_key}…, now {made.job_key}). Run the sweep again for new jobs."
                 )
             return execute(made)
-    except (DivergedError, NotFiniteError) as error:
+    except (DivergedError, NotFiniteError, MapsError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         if error.errno not in FULL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unseen.data import cache as caches
 from unseen.data.batch import Batch
-from unseen.data.images import Files, ImageError, Images, Pixels, available_cores
+from unseen.data.images import Files, ImageError, Images, Pixels, available_cores, in_order
 from unseen.data.manifest import Manifest
+from unseen.data.maps import MapFile, StoredMaps
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
 from unseen.data.transforms import Transforms
@@ -26,6 +28,9 @@ from unseen.data.transforms import Transforms
 log = logging.getLogger(__name__)
 
 Item = tuple[Tensor, int, int]
+
+PREPARED = 16
+"""About so many images are looked at to tell one preparation from another."""
 
 
 class TrainingImages(Dataset[Item]):
@@ -92,6 +97,36 @@ class PlainImages(Dataset[Item]):
         return self.transform(_channels_first(self.images[row])), int(self.labels[position]), row
 
 
+class MapsOfImages(Dataset[Item]):
+    """Stored feature maps in place of images, a batch at a time.
+
+    Args:
+        file: has the maps.
+        names: of the maps of a batch, in their order.
+        rows: `(N,)` rows of the manifest.
+        labels: `(N,)`.
+    """
+
+    def __init__(
+        self, file: MapFile, names: Sequence[str], rows: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> None:
+        self.file = file
+        self.names = names
+        self.rows = rows
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, drawn: Sequence[int | Draw]) -> Batch:
+        """Positions, or what a sampler draws."""
+        positions = np.array([one if isinstance(one, int) else one[0] for one in drawn])
+        rows = self.rows[positions]
+        maps = self.file.maps(rows)
+        labels, ids = torch.from_numpy(self.labels[positions]), torch.from_numpy(rows)
+        return Batch(None, labels, ids, tuple(maps[name] for name in self.names))
+
+
 class ResumableLoader(DataLoader[Item]):
     """A loader whose position is in the checkpoint: a resumed epoch goes on with the next batch."""
 
@@ -148,6 +183,9 @@ class DataModule(LightningDataModule):
         images: of the manifest's rows, where they are no files (see `unseen.data.collection`); those cannot
             be memory-mapped, and have no boxes.
 
+    Attributes:
+        maps: of a frozen backbone, once they are computed: batches then carry them in place of images.
+
     Raises:
         ValueError: a value is not among its choices, or the sampler cannot draw from the split.
         ImageError: an image cannot be read (when all are decoded beforehand, and `on_error` is `raise`).
@@ -202,6 +240,8 @@ class DataModule(LightningDataModule):
             keep_going=on_error == "skip",
             folder=Path(cache_dir).expanduser() / "decoded",
         )
+        self.crop_to_box = crop_to_box
+        self.maps: StoredMaps | None = None
         if self.images.problems:
             self._leave_out(self.images.problems, on_error)
 
@@ -242,12 +282,9 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Batches of the training classes, with seen labels."""
         rows = self.split.train
-        images = TrainingImages(
-            self.images,
-            rows,
-            self.split.seen_labels(self.manifest.labels[rows]),
-            self.transforms.train,
-            self.seed,
+        labels = self.split.seen_labels(self.manifest.labels[rows])
+        images = self._stored(rows, labels) or TrainingImages(
+            self.images, rows, labels, self.transforms.train, self.seed
         )
         sampler = self._make_sampler()
         # Lightning sets this on its trainer, undeclared.
@@ -255,11 +292,7 @@ class DataModule(LightningDataModule):
         return ResumableLoader(
             images,
             batch_sampler=sampler,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each pass would move the global one
+            **self._how_to_load(images, persistent=True),
         )
 
     def val_dataloader(self) -> list[DataLoader[Item]]:
@@ -276,14 +309,47 @@ class DataModule(LightningDataModule):
 
     def loader(self, rows: NDArray[np.int64]) -> DataLoader[Item]:
         """Any rows of the manifest, in their order, as evaluation sees them."""
-        return DataLoader(
-            PlainImages(self.images, rows, self.manifest.labels[rows], self.transforms.evaluation),
-            batch_size=self.evaluation_batch_size,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each pass would move the global one
+        labels = self.manifest.labels[rows]
+        images = self._stored(rows, labels) or PlainImages(
+            self.images, rows, labels, self.transforms.evaluation
         )
+        return DataLoader(images, batch_size=self.evaluation_batch_size, **self._how_to_load(images))
+
+    def fingerprint(self, rows: NDArray[np.int64]) -> str:
+        """SHA-256 (hex) of what some images are to evaluation: where they come from, and their preparation.
+
+        Files are known by their names, sizes and times of change, other images by their pixels; preparation
+        by what it makes of some of them.
+        """
+        digest = hashlib.sha256(repr(self.transforms.evaluation).encode())
+        if self.reads_files:
+            chosen = self.manifest.select(rows)
+            names = "\0".join((str(chosen.root.resolve()), *chosen.paths, caches.sources(chosen)))
+            digest.update(names.encode("utf-8", "surrogateescape"))
+            if self.crop_to_box and chosen.boxes is not None:
+                digest.update(chosen.boxes.tobytes())
+            rows = rows[:: max(1, len(rows) // PREPARED)]
+        for image in in_order(self.image, rows.tolist()):
+            digest.update(repr(image.shape).encode() + image.tobytes())
+        return digest.hexdigest()
+
+    def _stored(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> MapsOfImages | None:
+        file = None if self.maps is None else self.maps.file_of(rows)
+        if self.maps is None or file is None:
+            return None
+        return MapsOfImages(file, self.maps.names, rows, labels)
+
+    def _how_to_load(self, images: Dataset[Item], persistent: bool = False) -> dict[str, Any]:
+        stored = isinstance(images, MapsOfImages)
+        # Maps are read as fast as another process could hand them over.
+        workers = 0 if stored else self.workers
+        return {
+            "num_workers": workers,
+            "persistent_workers": persistent and workers > 0,
+            "collate_fn": _as_it_is if stored else _collate,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator(),  # else each pass would move the global one
+        }
 
     @property
     def _rank(self) -> tuple[int, int]:
@@ -361,6 +427,10 @@ def _collate(items: Sequence[Item]) -> Batch:
     images, labels, ids = zip(*items, strict=True)
     # In a worker, default_collate stacks into memory that the main process shares: one copy less.
     return Batch(default_collate(list(images)), torch.tensor(labels), torch.tensor(ids))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _check_images(images: Images, manifest: Manifest, cache: str) -> None:

@@ -85,7 +85,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     content = _read(folder)
     parts = content["parts"]
     embedder = Embedder(
-        Backbone(**parts["backbone"], weights="none"), made(parts["fusion"]), **parts["embedding"]
+        Backbone(**parts["backbone"], weights="none", frozen=False),
+        made(parts["fusion"]),
+        **parts["embedding"],
     )
     try:
         embedder.load_state_dict(load_file(folder / WEIGHTS))

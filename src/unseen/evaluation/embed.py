@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
+from unseen.nn.backbone import FeatureMaps
+from unseen.nn.embedder import Embedded
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
 
     Args:
         embedder: an `Embedder`, or any module that gives an `Embedded`, on the device to use.
-        batches: images in order, as a loader without shuffling gives them.
+        batches: images, or their feature maps, in order, as a loader without shuffling gives them.
         features: keep the fused features too.
 
     Raises:
@@ -69,7 +71,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
     columns: list[tuple[Tensor, ...]] = []
     with evaluating(embedder), torch.autocast(device.type, enabled=False):
         for batch in batches:
-            embedded = embedder(batch.images.to(device, non_blocking=True))
+            embedded = _embedded(embedder, batch, device)
             kept = embedded.fused.features if features else embedded.fused.features[:, :0]
             columns.append(
                 (embedded.embedding.float().to(searched_on), kept.float().cpu(), batch.labels, batch.ids)
@@ -77,6 +79,13 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
     if not columns:
         raise ValueError("There are no images to embed: the rows are empty.")
     return EmbeddedImages(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def _embedded(embedder: nn.Module, batch: Batch, device: torch.device) -> Embedded:
+    if batch.images is not None:
+        return embedder(batch.images.to(device, non_blocking=True))
+    maps = FeatureMaps.of([one.to(device, non_blocking=True) for one in batch.maps])
+    return embedder.embed_maps(maps)  # type: ignore[operator]
 
 
 @contextmanager

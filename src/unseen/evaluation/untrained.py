@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unseen.nn.backbone import Backbone
+from unseen.nn.backbone import Backbone, FeatureMaps
 from unseen.nn.embedder import Embedded
 from unseen.nn.fusion import Fused
 
@@ -27,7 +27,10 @@ class PlainFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Embedded:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, C)` and its sources."""
-        maps = self.backbone(images)
+        return self.embed_maps(self.backbone(images))
+
+    def embed_maps(self, maps: FeatureMaps) -> Embedded:
+        """Feature maps of `B` images → embedding `(B, C)` and its sources."""
         features = maps.final.mean((2, 3))
         return Embedded(functional.normalize(features.float(), dim=1), Fused(features, []), maps)
 
@@ -51,5 +54,5 @@ def worse_than_untrained(metrics: Mapping[str, Mapping[str, float]]) -> str | No
         "(in %; before: plain features of the untrained backbone). "
         "Try fewer epochs (trainer.max_epochs), a lower rate of the backbone "
         "(optimizer.learning_rates.backbone), or keep the backbone as it is "
-        "(optimizer.frozen_backbone_epochs as large as trainer.max_epochs)."
+        "(backbone.frozen=true)."
     )

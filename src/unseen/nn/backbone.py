@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ class FeatureMaps(NamedTuple):
     taps: list[Tensor]
     final: Tensor
 
+    @classmethod
+    def of(cls, maps: Sequence[Tensor]) -> FeatureMaps:
+        """Those of the taps in order, then the final map."""
+        return cls(list(maps[:-1]), maps[-1])
+
 
 class Backbone(nn.Module):
     """A timm network without its classifier.
@@ -44,6 +50,7 @@ class Backbone(nn.Module):
         mean: of each channel, for images in [0, 1]; None takes the network's own.
         std: likewise.
         options: further arguments of `timm.create_model`, such as `pad_type` or `drop_path_rate`.
+        frozen: always in evaluation mode and without gradients.
 
     Attributes:
         tap_names: names of the tapped modules.
@@ -69,9 +76,11 @@ class Backbone(nn.Module):
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         options: Mapping[str, Any] | None,
+        frozen: bool,
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self._built_of = (model, sorted((options or {}).items()), timm.__version__)
         self.network: Any = _create(model, image_size, dict(options or {}))
         load_weights(self.network, weights)
         own = resolve_model_data_config(self.network)
@@ -91,6 +100,32 @@ class Backbone(nn.Module):
         self.tap_strides = [strides[name] for name in self.tap_names]
         self.final_channels = final[0]
         self._listen(name for name in self.tap_names if name != FINAL)
+        self.frozen = False
+        if frozen:
+            self.freeze()
+
+    @property
+    def map_names(self) -> list[str]:
+        """Of the taps in order, then of the final map."""
+        return [*self.tap_names, FINAL]
+
+    def freeze(self) -> None:
+        """For good: evaluation mode and no gradients, whatever happens around it."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that an image's maps depend on: architecture, taps, scaling, weights."""
+        parts = (*self._built_of, self.image_size, self.tap_names, str(self.network))
+        digest = hashlib.sha256(repr(parts).encode())
+        for name, value in [("mean", self.mean), ("std", self.std), *self.state_dict().items()]:
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def forward(self, images: Tensor) -> FeatureMaps:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → feature maps."""

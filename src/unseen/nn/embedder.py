@@ -83,7 +83,10 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Embedded:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
-        maps = self.backbone(images)
+        return self.embed_maps(self.backbone(images))
+
+    def embed_maps(self, maps: FeatureMaps) -> Embedded:
+        """The backbone's feature maps of `B` images → embedding `(B, d)` and its sources."""
         fused = self.fusion(maps)
         if self.training or self.readout is None:
             return Embedded(self.embed_features(fused.features), fused, maps)

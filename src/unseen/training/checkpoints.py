@@ -206,6 +206,25 @@ def check_resumable(learner: nn.Module, path: Path, identity: Mapping[str, Any] 
         log.warning("%s does not say of which split it is: make sure that it is of this one.", path)
 
 
+def check_frozen_weights(learner: nn.Module, path: Path) -> None:
+    """Refuse a checkpoint whose frozen backbone has other weights: its feature maps would be others.
+
+    Raises:
+        ValueError: naming the key of the weights.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    own = {
+        name: value.cpu()
+        for name, value in learner.state_dict().items()
+        if name.startswith("embedder.backbone.")
+    }
+    if any(not torch.equal(value, state[name]) for name, value in own.items()):
+        raise ValueError(
+            f"resume_from={path}: the frozen backbone of the checkpoint has other weights than this one. "
+            "Give those that the run began with: backbone.weights=…"
+        )
+
+
 def _check_epochs(path: Path, epoch: int, most: int | None) -> None:
     # In the last epoch, or at its end, is fine: a run may have been killed while it was measured.
     if most is not None and most >= 0 and epoch >= most:

@@ -18,6 +18,7 @@ from unseen.data.batch import Batch
 from unseen.evaluation.readout import fit_readout
 from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
+from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded, Embedder
 from unseen.nn.regularizer import Regularizer, RegularizerInput
 from unseen.nn.trainable import everything, layers
@@ -65,7 +66,8 @@ class MetricLearner(LightningModule):
         self.adversary = adversary
         self.regularizer = None if regularizer is None else regularizer.to(memory_format=layout)
         self.optimization = optimization
-        self.trainable = everything(embedder.backbone) if trainable is None else trainable
+        chosen = everything(embedder.backbone) if trainable is None else trainable
+        self.trainable = frozenset() if embedder.backbone.frozen else chosen
         self.embedder.choose_trainable(self.trainable)
         self._layers = layers(embedder.backbone) if optimization.layer_decay < 1 else []
         self.pretrained = copy.deepcopy(embedder.backbone).requires_grad_(False) if keeps_pretrained else None
@@ -83,9 +85,14 @@ class MetricLearner(LightningModule):
         """`images`: `(B, 3, H, W)`, uint8 or float in [0, 1]."""
         return self.embedder(images.contiguous(memory_format=self._layout))
 
+    def _embedded(self, batch: Batch) -> Embedded:
+        if batch.images is not None:
+            return self(batch.images)
+        return self.embedder.embed_maps(FeatureMaps.of(batch.maps))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step on `(B, 3, H, W)` images with seen labels."""
-        embedded = self(batch.images)
+        """One step on images `(B, 3, H, W)`, or on their feature maps, with seen labels."""
+        embedded = self._embedded(batch)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
         # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
@@ -138,7 +145,7 @@ class MetricLearner(LightningModule):
         if self.regularizer is None:
             return None
         sight = RegularizerInput(
-            batch.images.contiguous(memory_format=self._layout),
+            None if batch.images is None else batch.images.contiguous(memory_format=self._layout),
             embedded,
             self.embedder,
             batch.labels,
@@ -235,7 +242,7 @@ class MetricLearner(LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Embed images of the validation classes in float32, as the measurement does."""
         with torch.autocast(self.device.type, enabled=False):
-            embedded = self(batch.images)
+            embedded = self._embedded(batch)
         self.validation.update(embedded.embedding, batch.labels, batch.ids)
 
     def on_validation_epoch_end(self) -> None:
@@ -249,7 +256,10 @@ class MetricLearner(LightningModule):
         self.validation.reset()
 
     def configure_optimizers(self) -> Any:
-        """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups."""
+        """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups.
+
+        What of the backbone does not learn is in none.
+        """
         head = [*self.embedder.fusion.parameters(), *self.embedder.projection.parameters()]
         backbone = dict(self.embedder.backbone.named_parameters())
         learning = {name: weight for name, weight in backbone.items() if name in self.trainable}

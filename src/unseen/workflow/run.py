@@ -53,6 +53,7 @@ from unseen.training.stopping import Stopped, orderly_stop
 from unseen.training.throughput import Throughput
 from unseen.workflow.draw import draw, projected
 from unseen.workflow.errors import worst_queries
+from unseen.workflow.feature_maps import keep_feature_maps
 from unseen.workflow.queries import query_columns, retrieval_sheet
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Run:
         job_key: names what is trained.
         weights: hash of the file of initial weights; none without a file.
         resume_from: a checkpoint to go on from.
+        cache_dir: of what is kept for other runs too.
         draws_pictures: whether pictures are drawn at the end.
         seconds: stage → duration, filled while the run goes on.
         pictures: name → file, filled at the end.
@@ -121,6 +123,7 @@ class Run:
     job_key: str
     weights: str | None
     resume_from: Path | None
+    cache_dir: Path
     draws_pictures: bool
     seconds: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
@@ -169,6 +172,7 @@ def _execute(run: Run) -> RunRecord | None:
     device = run.trainer.strategy.root_device
     if device.type == "cpu":
         keep_freed_memory()
+    _keep_feature_maps(run)
     measures = run.evaluation.test and rank_zero_only.rank == 0  # type: ignore[attr-defined]
     untrained = _measure_untrained(run) if measures else None
     with run.timed("train"):
@@ -194,6 +198,20 @@ def _execute(run: Run) -> RunRecord | None:
     return record
 
 
+def _keep_feature_maps(run: Run) -> None:
+    backbone = run.learner.embedder.backbone
+    if not backbone.frozen:
+        return
+    with run.timed("feature_maps"):
+        keep_feature_maps(
+            backbone,
+            run.data,
+            cache_dir=run.cache_dir,
+            device=run.trainer.strategy.root_device,
+            test=run.evaluation.test,
+        )
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What a dashboard filters runs by and the config does not say."""
     return {
@@ -209,7 +227,9 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _parameters(run: Run) -> int:
-    return sum(p.numel() for p in run.learner.embedder.parameters())
+    embedder = run.learner.embedder
+    fixed = sum(p.numel() for p in embedder.backbone.parameters()) if embedder.backbone.frozen else 0
+    return sum(p.numel() for p in embedder.parameters()) - fixed
 
 
 def _validated(run: Run, chosen_epoch: int) -> RunRecord:

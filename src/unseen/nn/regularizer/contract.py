@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class RegularizerInput:
     """What a regulariser may look at in a training step of `B` images.
 
     Args:
-        images: `(B, 3, H, W)`, as the embedder saw them.
+        images: `(B, 3, H, W)`, as the embedder saw them; none where it was given feature maps.
         embedded: feature maps, fused features and embedding, with their graph.
         embedder: that gave them.
         labels: `(B,)` int64 in 0..C-1.
@@ -28,7 +29,7 @@ class RegularizerInput:
         metric: embeddings `(N, d)`, labels `(N,)` and ids `(N,)` → the metric loss of them alone.
     """
 
-    images: Tensor
+    images: Tensor | None
     embedded: Embedded
     embedder: Embedder
     labels: Tensor
@@ -44,6 +45,8 @@ class Regularizer(nn.Module, ABC):
     numbers of PyTorch's own apart, is in its state.
     """
 
+    sees_images: ClassVar[bool] = False
+    """Whether it needs the images themselves, which a frozen backbone does not look at again."""
     losses: nn.ModuleList
     """Metric losses of its own; their parameters learn as those of a loss do, all others as new layers."""
 

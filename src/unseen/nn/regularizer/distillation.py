@@ -37,6 +37,8 @@ class Distillation(Regularizer):
         ValueError: there is no teacher, λ is not positive, `into` is unknown, or as `Backbone`.
     """
 
+    sees_images = True
+
     def __init__(
         self,
         embedder: Embedder,
