@@ -264,6 +264,14 @@ def test_the_chain_rule_to_the_scores_is_autograds():
     torch.testing.assert_close(at_scores(at_features_, fused), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_chain_rule_to_the_scores_is_in_float32_whatever_the_precision():
+    fused = embedder()(torch.zeros(IMAGES, 3, 1, 1)).fused
+    gradient = torch.randn(IMAGES, FUSED)
+    wanted = at_scores(gradient, fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(at_scores(gradient, fused), wanted)
+
+
 def test_adversarial_attention_raises_the_heads_doubt_and_its_controls_do_not():
     def doubt(form):
         adversary, model = made(form), embedder()

@@ -88,7 +88,7 @@ def at_scores(gradient: Tensor, fused: Fused) -> Tensor:
     Returns:
         `(B, Σ P_l)` float32.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
         scores = [scores.detach().float().requires_grad_() for scores in fused.scores]
         constant = fused._replace(positions=[positions.detach().float() for positions in fused.positions])
         return torch.cat(torch.autograd.grad(constant.pooled_by(scores), scores, gradient), dim=1)
