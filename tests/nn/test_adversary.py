@@ -274,6 +274,14 @@ def test_the_chain_rule_to_the_scores_is_autograds():
     torch.testing.assert_close(at_scores(at_features_, fused), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_chain_rule_to_the_scores_is_in_float32_whatever_the_precision():
+    fused = embedder()(torch.zeros(IMAGES, 3, 1, 1)).fused
+    gradient = torch.randn(IMAGES, FUSED)
+    wanted = at_scores(gradient, fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(at_scores(gradient, fused), wanted)
+
+
 def test_adversarial_attention_raises_the_heads_doubt_and_its_controls_do_not():
     def doubt(form):
         adversary, model = made(form), embedder()
@@ -308,9 +316,10 @@ def test_adversarial_attention_by_hand():
     batch = batch_of(model)
     features = batch.embedded.fused.features
     scores = [s.detach().requires_grad_() for s in batch.embedded.fused.scores]
+    maps = zip(model.fusion.projections, batch.embedded.maps.taps, strict=True)
+    projected = [project(tap).flatten(2) for project, tap in maps]
     pooled = [
-        torch.einsum("bcp,bp->bc", m.detach(), s.softmax(1))
-        for m, s in zip(batch.embedded.fused.positions, scores, strict=True)
+        torch.einsum("bcp,bp->bc", m.detach(), s.softmax(1)) for m, s in zip(projected, scores, strict=True)
     ]
     posterior = adversary.head(torch.cat(pooled, 1)).softmax(1)
     gradient = torch.autograd.grad(-(posterior * posterior.log()).sum(), scores)
@@ -319,7 +328,7 @@ def test_adversarial_attention_by_hand():
         largest = max(g[image].abs().max() for g in gradient)
         parts = [
             m[image] @ (s[image] + 4 * g[image] / largest).softmax(0)
-            for m, s, g in zip(batch.embedded.fused.positions, scores, gradient, strict=True)
+            for m, s, g in zip(projected, scores, gradient, strict=True)
         ]
         rows.append(torch.cat(parts))
     wanted = functional.normalize(model.projection(torch.stack(rows)), dim=1)

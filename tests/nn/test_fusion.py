@@ -7,11 +7,12 @@ import torch
 from unseen.nn.backbone import FeatureMaps
 from unseen.nn.fusion import (
     AttentionFusion,
+    Fused,
     LastMap,
+    LowRankAttention,
     PooledTaps,
     additive_score,
     dot_score,
-    pooled_by,
     tanh_score,
 )
 
@@ -175,8 +176,109 @@ def test_jitter_is_noise_of_its_deviation_on_the_scores_in_training_alone():
         fusion(tanh_score, jitter=-1)
 
 
-@pytest.mark.parametrize("make", [PooledTaps, LastMap, lambda *a: fusion(tanh_score)])
+@pytest.mark.parametrize("make", [PooledTaps, LastMap, lambda *a: fusion(tanh_score), lambda *a: low_rank()])
 def test_positions_pooled_by_their_scores_are_the_features(make):
     fused = make(CHANNELS, FINAL)(maps())
-    pooled = [pooled_by(*tap)[0] for tap in zip(fused.positions, fused.scores, strict=True)]
-    torch.testing.assert_close(torch.cat(pooled, dim=1), fused.features)
+    torch.testing.assert_close(fused.pooled_by(fused.scores), fused.features)
+    assert fused.channels == [FINAL] * len(fused.positions)
+    elsewhere = [torch.randn_like(scores) for scores in fused.scores]
+    assert (fused.pooled_by(elsewhere) - fused.features).abs().max() > 1e-2
+
+
+def test_a_fusion_without_projections_pools_what_it_says():
+    first, second = torch.randn(2, 3, 4), torch.randn(2, 5, 6)
+    alike = [torch.zeros(2, 4), torch.zeros(2, 6)]
+    means = torch.cat([first.mean(2), second.mean(2)], dim=1)
+    fused = Fused(means, [], [first, second], alike)
+    assert fused.channels == [3, 5]
+    torch.testing.assert_close(fused.pooled_by(alike), means)
+
+
+def pooling_projected_maps(module, given, score=None):
+    """The definition: maps are projected, then scored, then pooled."""
+    query, features = given.final.mean((2, 3)), []
+    for number, (project, tap) in enumerate(zip(module.projections, given.taps, strict=True)):
+        projected = project(tap).flatten(2)
+        shares = torch.ones_like(projected[:, :1]) / projected.shape[2]
+        if score is not None:
+            weight = module.weights[number if len(module.weights) > 1 else 0]
+            shares = score(projected, query.unsqueeze(2), weight).softmax(1).unsqueeze(1)
+        features.append((shares * projected).sum(2))
+    return torch.cat(features, dim=1)
+
+
+@pytest.mark.parametrize("per_tap", [False, True])
+@pytest.mark.parametrize("score", [None, additive_score, dot_score, tanh_score])
+def test_pooling_before_projecting_has_the_values_and_gradients_of_projecting_first(score, per_tap):
+    torch.manual_seed(1)
+    module = PooledTaps(CHANNELS, FINAL) if score is None else fusion(score, per_tap)
+    module, given = module.double(), maps()
+    leaves = [map_.double().requires_grad_() for map_ in (*given.taps, given.final)]
+    given = FeatureMaps(leaves[:-1], leaves[-1])
+    inputs = [*leaves, *module.parameters()]
+    probe = torch.randn(module.out_features, dtype=torch.float64)
+    results = []
+    for features in (module(given).features, pooling_projected_maps(module, given, score)):
+        objective = (features @ probe).square().sum()
+        gradients = torch.autograd.grad(objective, inputs, materialize_grads=True)
+        results.append([features, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("score", [None, additive_score, dot_score])
+def test_where_the_score_is_linear_no_map_is_projected(score):
+    module, given = fusion(score) if score else PooledTaps(CHANNELS, FINAL), maps()
+    shapes = []
+    for project in module.projections:
+        project.register_forward_hook(lambda one, inputs, output: shapes.append(output.shape))
+    module(given)
+    assert shapes == [(2, FINAL, 1, 1)] * len(CHANNELS)
+
+
+@pytest.mark.parametrize("score", [additive_score, dot_score, tanh_score])
+def test_parameters_have_the_names_and_shapes_that_files_hold(score):
+    shapes = {name: tuple(value.shape) for name, value in fusion(score, per_tap=True).state_dict().items()}
+    projected = {"projections.0.weight": (FINAL, 3, 1, 1), "projections.2.weight": (FINAL, 5, 1, 1)}
+    assert shapes == {"weights": (3, FINAL), **projected}
+    shapes = {name: tuple(value.shape) for name, value in PooledTaps(CHANNELS, FINAL).state_dict().items()}
+    assert shapes == projected
+
+
+def low_rank(per_tap=False):
+    torch.manual_seed(1)
+    made = LowRankAttention(CHANNELS, FINAL, rank=4, per_tap=per_tap, jitter=0.0)
+    torch.nn.init.normal_(made.weights)
+    return made
+
+
+@pytest.mark.parametrize("per_tap", [False, True])
+def test_low_rank_attention_agrees_with_loops_over_positions(per_tap):
+    module, given = low_rank(per_tap), maps()
+    fused = module(given)
+    assert fused.features.shape == (2, module.out_features) == (2, 3 * FINAL)
+    to_query = module.query.weight.detach().numpy()
+    for image in range(2):
+        query = to_query @ given.final[image].numpy().mean((1, 2))
+        for tap in range(3):
+            field = given.taps[tap][image].flatten(1).numpy().T
+            kernel = module.keys[tap].weight[:, :, 0, 0].detach().numpy()
+            weight = module.weights[tap if per_tap else 0].detach().numpy()
+            scores = np.array([weight @ np.tanh(kernel @ position + query) for position in field])
+            shares = np.exp(scores) / np.exp(scores).sum()
+            project = module.projections[tap]
+            values = (
+                project.weight[:, :, 0, 0].detach().numpy() if hasattr(project, "weight") else np.eye(FINAL)
+            )
+            wanted = sum(share * (values @ position) for share, position in zip(shares, field, strict=True))
+            found = fused.features[image, tap * FINAL : (tap + 1) * FINAL].detach()
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(fused.attention[tap][image].flatten().detach(), shares, rtol=1e-4)
+
+
+def test_in_low_rank_attention_the_query_matters_and_its_rank_is_checked():
+    module, given = low_rank(), maps()
+    other = FeatureMaps(given.taps, maps(seed=9).final)
+    assert (module(given).features - module(other).features).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"fusion\.rank=0"):
+        LowRankAttention(CHANNELS, FINAL, rank=0, per_tap=False, jitter=0.0)

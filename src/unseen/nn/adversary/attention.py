@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unseen.nn.adversary.contract import AdversaryInput, entropy
 from unseen.nn.adversary.spoiling import SpoilingAdversary
-from unseen.nn.fusion import Fused, pooled_by
+from unseen.nn.fusion import Fused
 
 Direction = Callable[[Tensor], Tensor]
 """Gradients at the scores, `(B, P)` over the positions of all taps → where the scores go, `(B, P)`."""
@@ -73,8 +73,7 @@ class AdversarialAttention(SpoilingAdversary):
         moved = moved / moved.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
         pairs = zip(fused.scores, moved.split(sizes, dim=1), strict=True)
         scores = [score + self.step * part for score, part in pairs]
-        pooled = [pooled_by(*tap)[0] for tap in zip(fused.positions, scores, strict=True)]
-        return batch.embedder.embed_features(torch.cat(pooled, dim=1))
+        return batch.embedder.embed_features(fused.pooled_by(scores))
 
 
 def at_scores(gradient: Tensor, fused: Fused) -> Tensor:
@@ -84,17 +83,12 @@ def at_scores(gradient: Tensor, fused: Fused) -> Tensor:
 
     Args:
         gradient: `(B, D)`, of H at the fused features.
-        fused: with positions `(B, C_l, P_l)` and scores `(B, P_l)` of each tap.
+        fused: with positions and scores `(B, P_l)` of each tap.
 
     Returns:
-        `(B, Σ P_l)`.
+        `(B, Σ P_l)` float32.
     """
-    parts = []
-    channels = [positions.shape[1] for positions in fused.positions]
-    for part, positions, scores in zip(
-        gradient.split(channels, dim=1), fused.positions, fused.scores, strict=True
-    ):
-        attention = scores.detach().float().softmax(dim=1)
-        inner = torch.einsum("bc,bcp->bp", part, positions.detach().float())
-        parts.append(attention * (inner - (attention * inner).sum(dim=1, keepdim=True)))
-    return torch.cat(parts, dim=1)
+    with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+        scores = [scores.detach().float().requires_grad_() for scores in fused.scores]
+        constant = fused._replace(positions=[positions.detach().float() for positions in fused.positions])
+        return torch.cat(torch.autograd.grad(constant.pooled_by(scores), scores, gradient), dim=1)

@@ -96,7 +96,7 @@ class TapMasking(_Masking):
 
     def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
         """All but the tap with most evidence in each image, the mean over its channels of what they give."""
-        channels = [positions.shape[1] for positions in batch.embedded.fused.positions]
+        channels = batch.embedded.fused.channels
         if len(channels) < 2:
             raise ValueError(
                 f"adversary=taps silences one tap, but this fusion has {len(channels)}: choose a fusion of "
