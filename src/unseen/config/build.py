@@ -29,6 +29,7 @@ from unseen.tracking.record import essential
 from unseen.tracking.run_folder import CHECKPOINTS, LAST
 from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
+from unseen.training.randomness import SeedsSteps
 from unseen.workflow.preflight import look_before
 from unseen.workflow.run import EvaluationSettings, Run
 
@@ -251,7 +252,7 @@ def _build_trainer(
     limits = {} if validates else {"limit_val_batches": 0}
     return instantiate(
         config.trainer,
-        callbacks=[*callbacks, *given.callbacks, checkpoint],
+        callbacks=[SeedsSteps(config.seed), *callbacks, *given.callbacks, checkpoint],
         logger=[*loggers, *given.loggers],
         _convert_="all",
         **limits,
