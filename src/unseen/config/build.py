@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from unseen.config.identity import key_of, plain, weights_hash
+from unseen.config.targets import instantiate
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
@@ -102,7 +102,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         choices={
             str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)
         },
-        overrides=[str(override) for override in config.overrides],
+        overrides=[str(override) for override in content["overrides"]],
         config=content,
         job_key=key_of(content, data.split.fingerprint),
         folder=folder,
