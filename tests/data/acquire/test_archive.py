@@ -49,6 +49,21 @@ def test_unpacks_every_kind(tmp_path: Path, name: str) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.parametrize("suffix", ["zip", "tgz"])
+def test_what_unpacks_to_so_much_more_that_it_would_fill_the_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    members = {f"{index}.txt": bytes(1_000_000) for index in range(5)}
+    path = tmp_path / f"x.{suffix}"
+    make_zip(path, members) if suffix == "zip" else make_tar(path, members)
+    unpack(path, tmp_path / "modest")
+    assert files(tmp_path / "modest") == members
+    monkeypatch.setattr("unseen.data.acquire.archive.MODEST", 1_000_000)
+    with pytest.raises(ArchiveError, match=r"unpacks to more than 100 times its size.*Nothing was unpacked"):
+        unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_keeps_what_lies_there_and_replaces_files_of_the_same_name(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
