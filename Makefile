@@ -4,10 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-tools
 WITH_DOCS := .venv/.installed-docs
+WITH_AUDIT := .venv/.installed-audit
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test test-fast lint types imports format docs benchmark clean
+.PHONY: help setup train sweep report test test-fast lint types imports format docs audit sbom benchmark clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,9 +65,21 @@ docs: $(WITH_DOCS) ## Build the site into site/, warnings as errors.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'Built: site/index.html'
 
+$(WITH_AUDIT): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@touch $@
+
+audit: $(WITH_AUDIT) ## Look for known vulnerabilities of what is installed (needs a connection).
+	@$(BIN)/pip-audit --local --skip-editable --progress-spinner off
+
+sbom: $(WITH_AUDIT) ## List what is installed in sbom.json (CycloneDX).
+	@$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file sbom.json
+	@echo 'Written: sbom.json'
+
 benchmark: setup ## Print the speed tables against peers (minutes; wants an idle machine).
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmark]'
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove the environment and tool caches; runs and data stay.
-	@rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist site
+	@rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist site sbom.json

@@ -15,6 +15,7 @@ from unseen.config.command_line import load_config
 from unseen.config.values import UsageError
 from unseen.nn.regularizer import Regularizer
 from unseen.nn.trainable import norms
+from unseen.sweep.lock import holder, locked
 
 SMALL = [
     "sampler=class_balanced",
@@ -137,6 +138,31 @@ def test_a_fusion_of_ones_own_is_taken_as_an_object(images, tmp_path):
     overrides = [*SMALL, "pictures=false"]
     run = unseen.fit(model, data, epochs=1, folder=tmp_path, overrides=overrides, adversary="none")
     assert isinstance(run.model.fusion, Sum)
+
+
+def test_a_folder_belongs_to_one_run_as_on_the_command_line(images, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("record.json", "checkpoints/last.ckpt"):
+        (tmp_path / name).write_text("of another run")
+    with pytest.raises(UsageError, match=r"belongs to a run already .*resume_from=last.* folder=<folder>"):
+        fitted(images, tmp_path)
+    assert (tmp_path / "record.json").read_text() == "of another run"
+    (tmp_path / "free").mkdir()
+    with locked(tmp_path / "free"), pytest.raises(UsageError, match=r"is at it\. .* folder=<folder>"):
+        fitted(images, tmp_path / "free")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"'.*file' is a file\. Name another folder: folder=<folder>"):
+        fitted(images, tmp_path / "file" / "run")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_its_folder_and_leaves_it_free(images, tmp_path):
+    first = fitted(images, tmp_path, adversary="none")
+    again = fitted(images, tmp_path, adversary="none", overrides=["resume_from=last"])
+    assert again.record.steps == first.record.steps
+    with pytest.raises(UsageError, match="belongs to a run already"):
+        fitted(images, tmp_path, adversary="none")
+    assert holder(tmp_path) is None
 
 
 def test_defaults_are_those_of_the_command_line():

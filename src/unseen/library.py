@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from unseen.config.build import Given, build, build_embedder
 from unseen.config.command_line import building, config_folder, load_config
 from unseen.config.export import facts_of, parts_of, thresholds_of
+from unseen.config.folder import check_folder, held
 from unseen.config.groups import choices
+from unseen.config.targets import instantiate
 from unseen.data.collection import ImageCollection, collect
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import save
@@ -208,12 +209,13 @@ def fit(
         seed: of initialisation, order and augmentation.
         callbacks: Lightning's, beside ours.
         logger: a choice of `logger=`, or Lightning's loggers beside the CSV.
-        folder: where the run writes.
+        folder: where the run writes, and no other does (`resume_from=last` in `overrides` goes on in it).
         overrides: anything else, as typed on a command line: `optimizer.learning_rates.backbone=1e-4`.
 
     Raises:
         ValueError: parts do not fit each other or the data.
-        unseen.config.values.UsageError: a name or an override does not exist.
+        unseen.config.values.UsageError: a name or an override does not exist, or the folder belongs to
+            another run, is in use, or cannot be written.
     """
     typed = ["ablation=custom", *data.overrides, *(model.overrides or ())]
     chosen = {
@@ -247,7 +249,8 @@ def fit(
         callbacks=callbacks,
         loggers=_loggers(logger),
     )
-    with quiet():
+    check_folder(config, named="folder")
+    with held(place, named="folder"), quiet():
         with building():
             run = build(config, given)
         record = execute(run)

@@ -33,6 +33,10 @@ class Fails(Callback):
         if self.marker.exists():
             raise RuntimeError("the disk is full\\nas it was yesterday")
 
+class Uploads(Callback):
+    def __init__(self, api_key, note):
+        assert api_key == "typed-by-the-user" and note == os.environ["WANDB_API_KEY"]
+
 class Slow(Callback):
     def on_train_batch_end(self, *_):
         time.sleep(0.5)
@@ -56,6 +60,7 @@ def misbehaving(tmp_path, monkeypatch):
     (tmp_path / "callbacks_of_a_test.py").write_text(CALLBACKS)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("UNSEEN_TRUSTED", "callbacks_of_a_test")
 
     def callback(name, **arguments):
         given = [f"+callbacks.mine._target_=callbacks_of_a_test.{name}"]

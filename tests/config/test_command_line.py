@@ -85,7 +85,8 @@ def test_a_file_of_the_user_s_own_groups_that_cannot_be_read_is_named(tmp_path, 
             look()
 
 
-def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path):
+def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNSEEN_TRUSTED", "my")
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("defaults: [_pairs]\nfunction: {_target_: my.Loss}\n")
     (tmp_path / "ci").mkdir()

@@ -6,10 +6,15 @@ of its name. In what is said, `…` stands for any words.
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +26,17 @@ from PIL import Image
 from torch import nn
 
 from unseen.config.command_line import check_overrides, check_single, load_config
-from unseen.config.folder import check_folder
+from unseen.config.export import weights_of
+from unseen.config.folder import TYPED, check_folder
+from unseen.config.freeze import Freezer
 from unseen.config.frozen import check_frozen
-from unseen.data.acquire.archive import unpack
+from unseen.data.acquire import archive
+from unseen.data.acquire.download import RemoteFile
 from unseen.data.images import read_image
 from unseen.data.maps import kept_maps
 from unseen.data.module import listed_paths
 from unseen.data.sources import folder, manifest_file, table
+from unseen.deploy.gallery import Gallery
 from unseen.losses.adapter import MetricLoss, pair_loss
 from unseen.nn.weights import load_weights
 from unseen.sweep.lock import locked
@@ -128,7 +137,20 @@ def a_list_that_is_missing(root: Path) -> None:
 
 def an_archive(root: Path) -> None:
     (root / "images.zip").write_bytes(b"<html>Please sign in</html>")
-    unpack(root / "images.zip", root / "images")
+    archive.unpack(root / "images.zip", root / "images")
+
+
+def archive_of_zeros(root: Path) -> None:
+    with zipfile.ZipFile(root / "images.zip", "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("0.png", bytes(1_000_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "MODEST", 1000)
+        archive.unpack(root / "images.zip", root / "images")
+
+
+def chunk(content: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
 def weights(content: dict[str, Any] | bytes | None) -> Case:
@@ -173,6 +195,26 @@ def broken_checkpoint(root: Path) -> None:
     check_resumable(nn.Linear(1, 1), root / "last.ckpt")
 
 
+def checkpoint_with_a_program(root: Path) -> None:
+    state = nn.Linear(1, 1).state_dict()
+    torch.save({"state_dict": state, "callbacks": Path("a class of its own")}, root / "last.ckpt")
+    check_resumable(nn.Linear(1, 1), root / "last.ckpt")
+
+
+def broken_run(root: Path) -> None:
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    weights_of(root, SimpleNamespace(chosen_epoch=None))  # type: ignore[arg-type]
+
+
+def pickled_gallery(root: Path) -> None:
+    made = Gallery.create(root / "gallery", "b" * 64, 2)
+    made.append(np.eye(2, dtype=np.float32), {name: ["a", "b"] for name in ("path", "label", "modified")})
+    (segment,) = (root / "gallery").glob("*.npy")
+    segment.write_bytes(pickle.dumps(["no array"]))
+    Gallery.open(root / "gallery")
+
+
 def checkpoint_of_other_weights(root: Path) -> None:
     torch.save({"state_dict": nn.Linear(2, 2).state_dict()}, root / "last.ckpt")
     check_resumable(nn.Linear(1, 1), root / "last.ckpt")
@@ -184,15 +226,15 @@ def only_broken_checkpoints(root: Path) -> None:
     newest_of(root / "run", IDENTITY)
 
 
-def checked(folder_of_run: Path, resume_from: str | None = None) -> None:
-    check_folder(OmegaConf.create({"run_folder": str(folder_of_run), "resume_from": resume_from}))
+def checked(folder_of_run: Path, named: str = TYPED) -> None:
+    check_folder(OmegaConf.create({"run_folder": str(folder_of_run), "resume_from": None}), named)
 
 
-def used_folder(root: Path) -> None:
+def used_folder(root: Path, named: str = TYPED) -> None:
     (root / "checkpoints").mkdir()
     for name in ("record.json", "metrics.csv", "checkpoints/last.ckpt"):
         (root / name).write_text("x")
-    checked(root)
+    checked(root, named)
 
 
 def folder_in_use(root: Path) -> None:
@@ -224,11 +266,18 @@ def one_class(root: Path) -> None:
 
 
 CASES: dict[str, Case] = {
+    "a password in the settings of a sweep": lambda root: Freezer().freeze(
+        ["+check.at=http://me:pw@host"], root
+    ),
     "an empty file": own_group(b""),
     "a list in place of keys": own_group(b"- a\n"),
     "broken YAML": own_group(b"a: [1\nb: 2\n"),
     "a file in Latin-1": own_group("# für\n".encode("latin-1")),
     "a folder that is not there": lambda root: check_overrides("train", [], str(root / "nowhere")),
+    "a loss from a package that is not trusted": own_group(b"function: {_target_: os.system}"),
+    "a handler of logging that starts a program": own_group(
+        b"# @package _global_\nhydra: {job_logging: {handlers: {file: {class: subprocess.Popen}}}}"
+    ),
     "a root that is not there": lambda root: a_tree()(root / "nowhere"),
     "a file as root": file_as_root,
     "a root without class folders": a_tree(),
@@ -259,16 +308,25 @@ CASES: dict[str, Case] = {
     "a manifest that was cut": saved_manifest,
     "a list of images to leave out that is not there": a_list_that_is_missing,
     "an archive that is a web page": an_archive,
+    "an archive that would fill the disk": archive_of_zeros,
+    "a file to download that leaves its folder": lambda root: RemoteFile("../images.zip"),
     "an image that is none": an_image(b"no picture"),
     "an empty image": an_image(b""),
     "half an image": half_an_image,
     "an image that is not there": lambda root: read_image(root / "0.png"),
+    "an image of too many pixels": an_image(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT")
+    ),
     "a box outside its image": empty_box,
     "no such weights": weights(None),
     "weights that are none": weights(b"no weights"),
+    "weights that hold a program": weights({"layer.weight": Path("a class of its own")}),
     "weights of another network": weights({"layer.weight": torch.ones(3)}),
     "a checkpoint that is not there": lambda root: check_resumable(nn.Linear(1, 1), root / "last.ckpt"),
     "a broken checkpoint": broken_checkpoint,
+    "a checkpoint that holds a program": checkpoint_with_a_program,
     "a checkpoint of another network": checkpoint_of_other_weights,
     "a checkpoint of another seed": checkpoint({"config": {"seed": 1}}),
     "a checkpoint of another loss": checkpoint({"config": {"loss": "contrastive"}}),
@@ -277,12 +335,15 @@ CASES: dict[str, Case] = {
     "a checkpoint of another split": checkpoint({"split": "t"}),
     "a checkpoint of a later epoch": checkpoint({}, epoch=3, most=2),
     "no checkpoint that is whole": only_broken_checkpoints,
+    "a run to export whose checkpoint is broken": broken_run,
+    "a gallery whose embeddings are a pickle": pickled_gallery,
     "no run with these settings": lambda root: newest_of(root / "run", IDENTITY),
     "a frozen backbone that is to learn later": frozen("optimizer.frozen_backbone_epochs=2"),
     "a frozen backbone with a learning rate": frozen("optimizer.learning_rates.backbone=1e-4"),
     "a frozen backbone of which a part is to learn": frozen("trainable=norms"),
     "feature maps in a folder that is a file": maps_in_a_file,
     "a folder that holds a run": used_folder,
+    "the same, of `unseen.fit(folder=…)`": lambda root: used_folder(root, "folder"),
     "a folder in which a run is under way": folder_in_use,
     "a file where a folder should be": file_in_the_way,
     "a name that is too long": lambda root: checked(root / ("x" * 300)),

@@ -134,6 +134,12 @@ def check_command(line: str) -> None:
     check_overrides(found[1], overrides, folder)
 
 
+def exported(page: list[Block]) -> dict[str, str]:
+    """Variables that a page sets in its shell."""
+    lines = [line for block in page if block.language == "bash" for line in block.text.splitlines()]
+    return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+
+
 def write_files(page: list[Block], folder: Path) -> None:
     for block in page:
         if block.file is not None:
@@ -185,9 +191,11 @@ def test_python_runs(page, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", _pages_with(commands), ids=_name)
-def test_command_lines_compose(page, folder):
+def test_command_lines_compose(page, folder, monkeypatch):
     shown = blocks(page)
     write_files(shown, folder)
+    for name, value in exported(shown).items():
+        monkeypatch.setenv(name, value)
     for command, following in (pair for block in shown for pair in commands(block)):
         if following.startswith("error: "):
             with pytest.raises(UsageError) as refused:

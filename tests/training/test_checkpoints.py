@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from unseen.training.checkpoints import Checkpoints, check_resumable, newest_of
+from unseen.tracking import run_folder
+from unseen.training.checkpoints import Checkpoints, WholeFiles, check_resumable, newest_of
+from unseen.workflow.run import _restore_chosen
 
 
 class Scored(LightningModule):
@@ -48,6 +51,34 @@ def test_a_run_resumed_in_another_folder_remembers_the_best_epoch(tmp_path, late
     assert best in resumed.best_model_path
     assert (tmp_path / "first" / "epoch=0.ckpt").is_file(), "the first run keeps its files"
     assert (tmp_path / "second" / "last.ckpt").is_file()
+
+
+def test_the_epoch_that_validation_chose_is_restored(tmp_path):
+    """Each step lowers the weight by 0.1, and an epoch has two steps."""
+    checkpoints = fitted(tmp_path, [0.2, 0.9, 0.4], 3)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 2, "the last, though not the best"
+    learner = Scored([])
+    assert _restore_chosen(SimpleNamespace(checkpoints=checkpoints, learner=learner)) == 2
+    torch.testing.assert_close(learner.layer.weight.data, last["state_dict"]["layer.weight"] + 0.2)
+
+
+def test_what_a_killed_process_had_not_finished_is_no_checkpoint_and_goes(tmp_path, monkeypatch):
+    fitted(tmp_path, [0.2], 1)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: os._exit(9))
+    if (child := os.fork()) == 0:
+        WholeFiles().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert len(list(tmp_path.glob(".*.ckpt"))) == 1
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
+    assert {path.name for path in run_folder.checkpoints(tmp_path / "run")} == {"last.ckpt", "epoch=0.ckpt"}
+    fitted(tmp_path, [0.2, 0.3], 2, tmp_path / "last.ckpt")
+    assert not list(tmp_path.glob(".*.ckpt"))
 
 
 def test_a_best_epoch_whose_file_is_gone_is_sought_anew(tmp_path):

@@ -15,10 +15,10 @@ def main(config: DictConfig) -> None:
     if "data" not in config:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
     # Here, because `--help` and a typing error need not wait for seconds of imports.
-    from hydra.utils import instantiate
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from unseen.config.targets import instantiate
     from unseen.data.inspect.preflight import watched_preflight
     from unseen.data.module import listed_paths, without
 

@@ -22,10 +22,10 @@ def main(config: DictConfig) -> None:
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from pathlib import Path
 
-    from hydra.utils import instantiate
     from rich.console import Console
 
     from unseen.config.export import export, images_to_check
+    from unseen.config.targets import instantiate
     from unseen.deploy.bundle import load
 
     run, bundle, output, images = (

@@ -22,9 +22,9 @@ def main(config: DictConfig) -> None:
         raise UsageError("There is nothing to download for this data: it is your own, or generated.")
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
     from rich import print as show
 
+    from unseen.config.targets import instantiate
     from unseen.data.acquire.download import RemoteFile
     from unseen.data.acquire.prepare import prepare
 

@@ -13,9 +13,9 @@ from unseen.config.command_line import building, command
 def main(config: DictConfig) -> None:
     """Print the comparison, write its tables, and publish it where that was asked for."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
-    from hydra.utils import instantiate
     from rich.console import Console
 
+    from unseen.config.targets import instantiate
     from unseen.report.comparison import compare
     from unseen.report.explorer import write_errors
     from unseen.report.page import write_page

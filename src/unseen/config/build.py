@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
@@ -17,6 +16,7 @@ from torch import nn
 
 from unseen.config.frozen import check_frozen, check_reach, check_sees_maps, warn_of_untrained
 from unseen.config.identity import key_of, plain, weights_hash
+from unseen.config.targets import instantiate
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
@@ -33,6 +33,7 @@ from unseen.tracking.run_folder import CHECKPOINTS, LAST
 from unseen.training.averaging import WeightAveraging
 from unseen.training.checkpoints import Checkpoints, check_frozen_weights, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
+from unseen.training.randomness import SeedsSteps
 from unseen.workflow.preflight import look_before
 from unseen.workflow.run import EvaluationSettings, Run
 
@@ -111,7 +112,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         choices={
             str(group): str(choice) for group, choice in config.choices.items() if "/" not in str(group)
         },
-        overrides=[str(override) for override in config.overrides],
+        overrides=[str(override) for override in content["overrides"]],
         config=content,
         job_key=key_of(content, data.split.fingerprint),
         folder=folder,
@@ -294,7 +295,7 @@ def _build_trainer(
     limits = {} if validates else {"limit_val_batches": 0}
     return instantiate(
         config.trainer,
-        callbacks=[*callbacks, *given.callbacks, checkpoint],
+        callbacks=[SeedsSteps(config.seed), *callbacks, *given.callbacks, checkpoint],
         logger=[*loggers, *given.loggers],
         _convert_="all",
         **limits,

@@ -6,7 +6,7 @@ import copy
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from unseen.config.groups import check_own, choices, overview, read_groups
+from unseen.config.targets import check_logging, check_targets
 from unseen.config.values import UsageError, check_value
+from unseen.files import replacing
+from unseen.tracking.redaction import redacted
 
 # Keys that take more than the type of their default: "auto" and lists of devices.
 SEVERAL_TYPES = {"trainer.devices"}
@@ -56,6 +59,7 @@ def command(
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
+            hide_secrets()
             with explained():
                 return function(config)
 
@@ -92,6 +96,18 @@ def command(
         return main
 
     return decorate
+
+
+def hide_secrets() -> None:
+    """Of what Hydra has just written into the folder of the run: config, its own settings, and overrides."""
+    settings = HydraConfig.get()
+    if settings.output_subdir is None:
+        return
+    for path in (Path(settings.runtime.output_dir) / settings.output_subdir).glob("*.yaml"):
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if (hidden := redacted(content)) != content:
+            with replacing(path) as temporary:
+                OmegaConf.save(OmegaConf.create(hidden), temporary)
 
 
 def start_runs(config_name: str, what: str, start: Callable[[Sequence[str], str | None], int]) -> NoReturn:
@@ -204,11 +220,12 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
             _check_choice(override, config_dir)
         for chosen in _choices(groups):
             try:
-                config = compose(config_name, overrides=[*own, *chosen])
+                config = compose(config_name, overrides=[*own, *chosen], return_hydra_config=True)
             except HydraException as error:
                 raise UsageError(in_a_line(error)) from error
             # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
             content = _plain_content(config)
+            _check_trusted(content, content.pop("hydra"))
             for override in parsed:
                 if override in groups or _is_hydras(override):
                     continue
@@ -232,11 +249,26 @@ def _check_values(overrides: Sequence[Override]) -> None:
         typed[override.key_or_group] = _values(override)
         for value in typed[override.key_or_group]:
             check_value(override.key_or_group, value, override.input_line or "")
+            check_targets(_nested(override.key_or_group, value))
     if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
         raise UsageError(
             "trainer.max_epochs=-1: learning rates follow a schedule, so training needs an end. "
             "Give a number of epochs, or +trainer.max_steps=<steps> beside it."
         )
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """As the config has it: `{"callbacks.mine": {"_target_": …}}` of `callbacks.mine._target_=…`."""
+    above, _, name = key.rpartition(".")
+    return {above: {name: value}} if above else {name: value}
+
+
+def _check_trusted(content: Mapping[str, Any], hydras: Mapping[str, Any]) -> None:
+    """Refuse what files of a configuration name outside trusted packages, for Hydra itself too."""
+    check_targets(content)
+    check_targets(hydras["callbacks"], "hydra.callbacks")
+    for name in ("job_logging", "hydra_logging"):
+        check_logging(hydras[name], f"hydra.{name}")
 
 
 def _choices(groups: Sequence[Override]) -> Iterator[list[str]]:

@@ -185,6 +185,11 @@ def weights_of(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
     path = chosen if chosen.is_file() else run / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise ValueError(f"run={run}: there is no checkpoint in it ({path.name}). Train again.")
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # unpickling raises whatever the bytes suggest
+        raise ValueError(
+            f"run={run}: {path.name} is not a checkpoint of a run, or one that was cut short. Train again."
+        ) from error
     prefix = "embedder."
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

@@ -14,7 +14,8 @@ from unseen.config.values import UsageError
 from unseen.sweep.lock import BusyError, holder, locked
 from unseen.tracking.run_folder import CHECKPOINTS, LAST, checkpoints, traces
 
-ANOTHER = "Name another folder: hydra.run.dir=<folder>"
+TYPED = "hydra.run.dir"
+"""What names the folder on the command line."""
 
 
 def is_helper() -> bool:
@@ -22,11 +23,12 @@ def is_helper() -> bool:
     return any(int(os.environ.get(name) or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
-def check_folder(config: DictConfig) -> None:
+def check_folder(config: DictConfig, named: str = TYPED) -> None:
     """Refuse a folder that holds another run, that a process is at, or that cannot be written.
 
     Args:
         config: resolved, with `run_folder` and `resume_from`.
+        named: what the user names the folder by.
 
     Raises:
         UsageError: naming the folder and what to type.
@@ -34,21 +36,25 @@ def check_folder(config: DictConfig) -> None:
     if is_helper():
         return
     folder = Path(config.run_folder)
-    _check_writable(folder)
+    _check_writable(folder, named)
     if (other := holder(folder)) is not None:
-        raise _busy(f"{folder}: {other} is at it.")
+        raise _busy(f"{folder}: {other} is at it.", named)
     if not (found := traces(folder)) or _goes_on(folder, config.resume_from):
         return
     remedy = f"To go on with it: resume_from={LAST}" if checkpoints(folder) else "Remove it"
     raise UsageError(
         f"The folder '{folder}' belongs to a run already (it holds {', '.join(found)}). {remedy}, "
-        f"or {ANOTHER[0].lower()}{ANOTHER[1:]}"
+        f"or name another folder: {named}=<folder>"
     )
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, named: str = TYPED) -> Iterator[None]:
     """Be the only run in a folder.
+
+    Args:
+        folder: of the run.
+        named: what the user names it by.
 
     Raises:
         UsageError: another process is at it, or it cannot be written.
@@ -56,29 +62,32 @@ def held(folder: Path) -> Iterator[None]:
     if is_helper():
         yield
         return
-    _check_writable(folder)
+    _check_writable(folder, named)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder):
             yield
     except BusyError as error:
-        raise _busy(str(error)) from error
+        raise _busy(str(error), named) from error
 
 
-def _busy(words: str) -> UsageError:
-    return UsageError(f"{words} Two runs cannot share a folder: wait for it to end. {ANOTHER}")
+def _busy(words: str, named: str) -> UsageError:
+    return UsageError(
+        f"{words} Two runs cannot share a folder: wait for it to end. Name another folder: {named}=<folder>"
+    )
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, named: str) -> None:
     """By a file that has no name: what permissions say is not all that can be in the way."""
+    remedy = f"Name another folder: {named}=<folder>"
     try:
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not place.is_dir():
-            raise UsageError(f"The run cannot write to '{folder}': '{place}' is a file. {ANOTHER}")
+            raise UsageError(f"The run cannot write to '{folder}': '{place}' is a file. {remedy}")
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b".")
     except OSError as error:
-        raise UsageError(f"The run cannot write to '{folder}': {error.strerror}. {ANOTHER}") from error
+        raise UsageError(f"The run cannot write to '{folder}': {error.strerror}. {remedy}") from error
 
 
 def _goes_on(folder: Path, resume_from: str | None) -> bool:

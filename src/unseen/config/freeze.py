@@ -19,6 +19,8 @@ from unseen.config.identity import Splits, key_of, plain
 from unseen.config.values import UsageError
 from unseen.files import replacing
 from unseen.sweep.job import FROZEN, Job
+from unseen.tracking.record import flattened
+from unseen.tracking.redaction import redacted
 
 
 class Frozen(NamedTuple):
@@ -67,6 +69,7 @@ class Freezer:
         composed = self._compose(overrides)
         # Where it lies is not known yet, and is not part of what it is.
         config = resolved_in(composed, root)
+        _check_secrets(config)
         with building():
             split = self._splits.of(config)
             key = key_of(plain(config), split.fingerprint)
@@ -79,6 +82,19 @@ class Freezer:
                 return compose(self.config_name, overrides=[*self._own, *overrides], return_hydra_config=True)
             except HydraException as error:
                 raise UsageError(f"{' '.join(overrides)}: {in_a_line(error)}") from error
+
+
+def _check_secrets(config: DictConfig) -> None:
+    """A job's settings are written down whole, for another process to read."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    for key, value in flattened({str(key): value for key, value in content.items()}):
+        if key != "overrides" and redacted({key: value}) != {key: value}:
+            raise UsageError(
+                f"{key} holds a password or a token, and the jobs of a sweep are written down. Give it by an "
+                "environment variable that the library reads, such as WANDB_API_KEY or "
+                "MLFLOW_TRACKING_PASSWORD."
+            )
 
 
 def thaw(folder: Path) -> DictConfig:

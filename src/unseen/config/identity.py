@@ -9,18 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from unseen.config.targets import instantiate
 from unseen.data.split import Split
 from unseen.files import file_hash
 from unseen.tracking.record import job_key
+from unseen.tracking.redaction import redacted
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Resolved, as plain data."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
+    """Resolved, as plain data without secrets: what a run may write down of its settings."""
+    content = redacted(OmegaConf.to_container(config, resolve=True))
     return {str(key): value for key, value in content.items()}
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from unseen.config.command_line import building
 from unseen.config.freeze import Freezer
 from unseen.config.grid import Cell, cells
 from unseen.config.own import divided, own_settings
+from unseen.config.targets import instantiate
 from unseen.sweep import ledger
 from unseen.sweep.job import State
 from unseen.sweep.process import STOPPED, interruptible

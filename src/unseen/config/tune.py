@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +21,7 @@ from unseen.config.freeze import Freezer, Frozen
 from unseen.config.grid import listed, parse
 from unseen.config.identity import plain
 from unseen.config.own import divided, own_settings
+from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
 from unseen.files import replacing
 from unseen.pictures import importance_bars

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -91,7 +92,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     )
     try:
         embedder.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"'{folder}': the weights do not fit their description ({error}).") from error
     preparation: nn.Module = made(parts["preparation"])
     facts = {**content["facts"], "bundle": content["hash"]}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from unseen.targets import UntrustedError, located
+
 TARGET, PARTIAL = "_target_", "_partial_"
-ALLOWED = ("unseen.nn.", "unseen.data.transforms.", "torchvision.transforms.v2.")
+ALLOWED = ("unseen.nn", "unseen.data.transforms", "torchvision.transforms.v2")
 """Where a bundle's description may point: one from a stranger must not be able to call anything."""
 
 
@@ -17,7 +18,7 @@ def made(description: Any, allowed: tuple[str, ...] = ALLOWED) -> Any:
 
     Args:
         description: as Hydra writes it; parts may hold parts.
-        allowed: what the name of a target must begin with.
+        allowed: packages and modules in which a target must be defined.
 
     Raises:
         ValueError: a target is not among what is allowed, or does not exist.
@@ -50,13 +51,12 @@ def check(description: Any) -> None:
 
 
 def _found(target: str, allowed: tuple[str, ...]) -> Any:
-    module, _, name = target.rpartition(".")
-    if not target.startswith(allowed) or name.startswith("_"):
+    try:
+        return located(target, allowed)
+    except UntrustedError as error:
         raise ValueError(
             f"A bundle holds parts of unseen and torchvision alone, not '{target}'. Save the weights of a "
             "network with parts of your own by torch, and rebuild it in your code."
-        )
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        ) from error
+    except ImportError as error:
         raise ValueError(f"There is no '{target}' in this version of unseen or torchvision.") from error

@@ -41,7 +41,8 @@ def start(
         environment: added to this process's.
     """
     with (job.folder / LOG).open("ab") as log:
-        return subprocess.Popen(
+        # This interpreter, on a folder, and no shell.
+        return subprocess.Popen(  # noqa: S603
             command(job, lock),
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from unseen.files import replacing
 from unseen.tracking.environment import Environment, PeakMemory
+from unseen.tracking.redaction import redacted
 
 SCHEMA = 2
 """Raised when a field changes its meaning or goes away; a new field alone does not raise it.
@@ -104,7 +105,8 @@ class RunRecord:
         Raises:
             TypeError: the config holds something that is not plain data.
         """
-        text = json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        content = asdict(replace(self, error=redacted(self.error)))
+        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
+FINISHED = "[!.]*.ckpt"
+"""Names of checkpoints; one that is being written is hidden."""
 LAST = "last"
 """What is typed in place of the path of a checkpoint: the newest one."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Of the run in a folder, the newest first."""
-    return newest_first(list((Path(folder) / CHECKPOINTS).glob("*.ckpt")))
+    return newest_first(list((Path(folder) / CHECKPOINTS).glob(FINISHED)))
 
 
 def newest_first(paths: list[Path]) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from unseen.tracking.run_folder import CHECKPOINTS, LAST, checkpoints, newest_first
+from unseen.files import replacing
+from unseen.tracking.run_folder import CHECKPOINTS, FINISHED, LAST, checkpoints, newest_first
 from unseen.training.divergence import DivergedError
 from unseen.training.stopping import StoppedWithinStepError
 
@@ -22,21 +26,37 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "unseen"
 """Key of a checkpoint under which it says of which run it is."""
-RANDOM = "random"
-"""Key of a checkpoint under which it has the states of PyTorch's generators."""
-
 
 UNTRUSTED = (DivergedError, StoppedWithinStepError)
 """What ends a run whose weights are no state to go on from."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint is written beside its place and moved there when it is whole and on the disk.
+
+    Lightning writes it into the system's temporary folder: from another file system the move is a copy, and
+    whoever is killed in the middle of it leaves half a checkpoint in place of a good one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """See Lightning's."""
+        # Through memory, as torch hides what the system says of a full disk.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Checkpoints(ModelCheckpoint):
     """Lightning's callback, which also says of which run a checkpoint is and how long it was trained.
 
     `last.ckpt` is written in mid epoch too, so that a run that is killed loses minutes. A run goes on from it
-    as if it had never stopped: position in the epoch and random numbers are in it. (From one that an
-    exception wrote within a step, it repeats that step; batch norm has then seen its batch twice.) The best
-    epoch is remembered when a run resumes in another folder.
+    as if it had never stopped: the position in the epoch is in it, and random numbers follow from that
+    (`SeedsSteps`). (From one that an exception wrote within a step, it repeats that step; batch norm has then
+    seen its batch twice.) The best epoch is remembered when a run resumes in another folder. A file is whole
+    or not there.
 
     Args:
         identity: `split` and `manifest` (hashes) and `config` (dotted key → value), plain data.
@@ -55,21 +75,25 @@ class Checkpoints(ModelCheckpoint):
         self.resumed_step: int | None = None
         self._started: float | None = None
         self._saved = 0.0
-        self._random: dict[str, Any] = {}
 
     @property
     def train_seconds(self) -> float:
         """Of training so far, that of earlier runs which this one resumed included."""
         return self.earlier_seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Files are written by `WholeFiles`, unless the trainer was given something else than Lightning's."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; random numbers go on where the checkpoint's stood."""
+        """Start the clock, and remove what a process that was killed had not finished writing."""
         super().on_train_start(trainer, pl_module)
         self._started = self._saved = time.perf_counter()
-        if self._random:
-            torch.set_rng_state(self._random["cpu"])
-            for device, state in enumerate(self._random["cuda"][: torch.cuda.device_count()]):
-                torch.cuda.set_rng_state(state, device)
+        if trainer.is_global_zero and self.dirpath is not None:
+            for path in Path(self.dirpath).glob(".*.ckpt"):
+                path.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,6 +107,23 @@ class Checkpoints(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._saved = time.perf_counter()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's, and the last epoch also where it is not the best."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise, where checkpoints are written after validation."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
+    def _keep_last(self, trainer: Trainer) -> None:
+        # Lightning 2.6 writes it only of an epoch that it keeps for its score.
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run stands, unless its weights are not to be trusted."""
         if isinstance(exception, UNTRUSTED) or not self._should_save_on_exception(trainer):
@@ -92,9 +133,8 @@ class Checkpoints(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write down which run this is, and where its random numbers stand."""
+        """Write down which run this is."""
         checkpoint[IDENTITY] = {**self.identity, "train_seconds": self.train_seconds}
-        checkpoint[RANDOM] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -102,7 +142,6 @@ class Checkpoints(ModelCheckpoint):
         """Go on counting."""
         self.earlier_seconds = float(checkpoint.get(IDENTITY, {}).get("train_seconds", 0.0))
         self.resumed_step = checkpoint.get("global_step")
-        self._random = checkpoint.get(RANDOM, {})
         _give_back_unused(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -157,7 +196,7 @@ def newest_of(folder: Path, identity: Mapping[str, Any]) -> Path:
                 "read. Start anew in another folder: hydra.run.dir=<folder>"
             )
         return path
-    beside = newest_first(list(folder.parent.glob(f"*/{CHECKPOINTS}/*.ckpt")))
+    beside = newest_first(list(folder.parent.glob(f"*/{CHECKPOINTS}/{FINISHED}")))
     for path, checkpoint in _whole(beside):
         if not _obstacles(checkpoint.get(IDENTITY, {}), identity):
             return path

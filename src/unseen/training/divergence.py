@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unseen.tracking.run_folder import newest_first
+from unseen.tracking.run_folder import FINISHED, newest_first
 
 SHOWN = 8
 """Images of a batch that a message names."""
@@ -71,7 +71,7 @@ class StopsAtNaN(Callback):
 def last_finite(trainer: Trainer) -> Path | None:
     """The newest checkpoint of a run all of whose weights are finite."""
     folders = [Path(path) for one in trainer.checkpoint_callbacks if (path := getattr(one, "dirpath", None))]
-    found = [path for folder in folders for path in folder.glob("*.ckpt")]
+    found = [path for folder in folders for path in folder.glob(FINISHED)]
     for path in newest_first(found):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         if all(bool(value.isfinite().all()) for value in state.values()):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import io
-import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from unseen.data.acquire import archive
 from unseen.data.acquire.archive import ArchiveError, unpack
 
 CONTENT = {"images/a b.jpg": b"1" * 5000, "images/deep/ü.png": b"2" * 3, "list.txt": b""}
@@ -47,6 +48,21 @@ def test_unpacks_every_kind(tmp_path: Path, name: str) -> None:
     unpack(path, tmp_path / "out")
     assert files(tmp_path / "out") == CONTENT
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tgz"])
+def test_what_unpacks_to_so_much_more_that_it_would_fill_the_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    members = {f"{index}.txt": bytes(1_000_000) for index in range(5)}
+    path = tmp_path / f"x.{suffix}"
+    make_zip(path, members) if suffix == "zip" else make_tar(path, members)
+    unpack(path, tmp_path / "modest")
+    assert files(tmp_path / "modest") == members
+    monkeypatch.setattr("unseen.data.acquire.archive.MODEST", 1_000_000)
+    with pytest.raises(ArchiveError, match=r"unpacks to more than 100 times its size.*Nothing was unpacked"):
+        unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_keeps_what_lies_there_and_replaces_files_of_the_same_name(tmp_path: Path) -> None:
@@ -126,15 +142,17 @@ def test_a_web_page_is_not_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied: list[int] = []
+    written: list[Path] = []
 
-    def copy(source: object, target: object, length: int) -> None:
-        copied.append(length)
-        if len(copied) > 1:
+    def write(path: Path, *arguments: Any) -> int:
+        written.append(path)
+        if len(written) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, *arguments)
 
+    whole = archive._write
     path = make_zip(tmp_path / "x.zip", CONTENT)
-    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    monkeypatch.setattr(archive, "_write", write)
     with pytest.raises(ArchiveError, match="disk is full"):
         unpack(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -351,6 +351,14 @@ def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path / "file" / "folder")
 
 
+@pytest.mark.parametrize(
+    "place", [{"name": "../file.zip"}, {"name": "/file.zip"}, {"name": "file.zip", "into": "a/../../b"}]
+)
+def test_a_file_stays_in_the_folder_of_its_data(place: dict[str, str]) -> None:
+    with pytest.raises(DownloadError, match="lies outside the folder of the data"):
+        RemoteFile(**place)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file.zip"])
 def test_only_http_is_fetched(url: str) -> None:
     with pytest.raises(DownloadError, match="not http"):

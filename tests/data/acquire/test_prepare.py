@@ -284,11 +284,11 @@ def test_what_a_killed_run_unpacked_is_removed(
     config = configuration("cub", tmp_path / "root")
     name = "CUB_200_2011.tgz"
     copying = f"""
-import os, shutil, signal, sys
+import os, signal
 from pathlib import Path
-from unseen.data.acquire.archive import unpack
-shutil.copyfileobj = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-unpack(Path({str(archives / name)!r}), Path({str(tmp_path / "root")!r}))
+from unseen.data.acquire import archive
+archive._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+archive.unpack(Path({str(archives / name)!r}), Path({str(tmp_path / "root")!r}))
 """
     killed = subprocess.run([sys.executable, "-c", copying], timeout=60)
     assert killed.returncode == -signal.SIGKILL

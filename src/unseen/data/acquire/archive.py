@@ -35,6 +35,12 @@ class ArchiveError(ValueError):
     """An archive that is broken, unsafe or does not fit the disk; the message names it and the remedy."""
 
 
+MODEST = 1 << 30
+"""Bytes that any archive may unpack to."""
+MOST_TIMES = 100
+"""Beyond them, how many times its size: photographs hardly shrink, and text by a factor of ten."""
+
+
 def is_archive(name: str) -> bool:
     """Whether a file of that name is unpacked."""
     return name.lower().endswith(SUFFIXES)
@@ -52,13 +58,17 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         ArchiveError: a member's path is absolute or climbs out, a member is a link or a device, the archive
-            is broken, encrypted or of another kind, or the disk is full.
+            is broken, encrypted or of another kind, it unpacks to so much more than it is that it is meant to
+            fill the disk, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
     try:
+        left = max(MODEST, MOST_TIMES * archive.stat().st_size)
         for name, open_member in _members(archive):
-            _write(unpacked / _safe(name, archive), open_member)
+            left -= _write(unpacked / _safe(name, archive), open_member, left)
+            if left < 0:
+                raise _bomb(archive)
         _move_into(unpacked, folder)
     except BROKEN as error:
         raise ArchiveError(
@@ -136,13 +146,24 @@ def _unsafe(archive: Path, name: str, why: str) -> ArchiveError:
     )
 
 
-def _write(path: Path, open_member: Callable[[], IO[bytes]] | None) -> None:
+def _bomb(archive: Path) -> ArchiveError:
+    return ArchiveError(
+        f"'{archive}' unpacks to more than {MOST_TIMES} times its size, as an archive does that is meant to "
+        "fill a disk. Nothing was unpacked. If you trust it, unpack it yourself."
+    )
+
+
+def _write(path: Path, open_member: Callable[[], IO[bytes]] | None, most: int) -> int:
+    """What was written, in bytes: by little more than `most`, whatever the archive says of itself."""
     if open_member is None:
         path.mkdir(parents=True, exist_ok=True)
-        return
+        return 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
     with open_member() as content, path.open("wb") as out:
-        shutil.copyfileobj(content, out, 1 << 20)
+        while written <= most and (block := content.read(1 << 20)):
+            written += out.write(block)
+    return written
 
 
 def _move_into(source: Path, folder: Path) -> None:

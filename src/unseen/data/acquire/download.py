@@ -60,6 +60,9 @@ class RemoteFile:
     def __post_init__(self) -> None:
         if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
             raise DownloadError(f"The address '{self.url}' of {self.name} is not http or https.")
+        for place in (self.name, self.into):
+            if Path(place).is_absolute() or ".." in Path(place).parts:
+                raise DownloadError(f"'{place}' lies outside the folder of the data, where files belong.")
 
 
 def fetch(
@@ -156,7 +159,8 @@ def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) 
         if version := _kept_version(part):
             headers["If-Range"] = version  # if it changed, all of it comes
     try:
-        with urlopen(Request(str(file.url), headers=headers), timeout=timeout) as response:
+        # Of http or https: `RemoteFile` has looked, and a redirection leads to no other.
+        with urlopen(Request(str(file.url), headers=headers), timeout=timeout) as response:  # noqa: S310
             start, total = _extent(response, file)
             if start > 0:
                 _require_same_version(response.headers, part)

@@ -146,7 +146,7 @@ def made_kind(description: Mapping[str, Any]) -> Kind:
     Raises:
         ValueError: it is none of unseen's.
     """
-    kind: Kind = made(description, ("unseen.deploy.index.",))
+    kind: Kind = made(description, ("unseen.deploy.index",))
     return kind
 
 

@@ -97,7 +97,7 @@ def serve(
 
 def address(host: str, port: int, token: str | None) -> str:
     """What to open in a browser."""
-    everywhere = host in ("0.0.0.0", "::")
+    everywhere = host in ("0.0.0.0", "::")  # noqa: S104
     name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 

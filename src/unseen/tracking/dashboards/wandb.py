@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from unseen.tracking.dashboards.loggers import (
     log_results_one,
     shows_errors_one,
 )
+from unseen.tracking.redaction import redacted
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +49,25 @@ class EpochLogger(WandbLogger):
         import wandb
 
         if self._experiment is None and wandb.run is None and not hasattr(self, "_attach_id"):
-            self._experiment = wandb.init(**self._wandb_init)
+            with _public_arguments():
+                self._experiment = wandb.init(**self._wandb_init)
             for axis in ("epoch", "trainer/global_step"):
                 self._experiment.define_metric(axis, hidden=True)
             for metrics, axis in AXES:
                 best = "max" if metrics == "validation/*" else None
                 self._experiment.define_metric(metrics, step_metric=axis, step_sync=True, summary=best)
         return super().experiment
+
+
+@contextmanager
+def _public_arguments() -> Iterator[None]:
+    """While W&B takes down how the program was called, which may have been with a token."""
+    before = sys.argv
+    sys.argv = redacted(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def has_key() -> bool:
