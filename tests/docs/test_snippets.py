@@ -202,7 +202,7 @@ def refusal(override: str) -> str | None:
     of_sweeps = [("sweep", [f"launcher={name}"]) for name in ("slurm", "ray", "joblib")]
     of_others: list[tuple[str, list[str]]] = [
         (name, []) for name in ("report", "tune", "export", "index", "demo")
-    ]
+    ] + [("embed", ["runner=ray"])]
     for command, companions in [first, *of_others, *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
