@@ -10,6 +10,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PICTURES = {
     "quickstart": 3,
     "ablation": 1,
+    "attention": 1,
     "your_folder": 1,
 }
 
