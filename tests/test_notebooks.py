@@ -12,6 +12,7 @@ PICTURES = {
     "ablation": 1,
     "attention": 1,
     "your_folder": 1,
+    "from_pytorch_metric_learning": 1,
 }
 
 
