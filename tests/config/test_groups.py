@@ -12,7 +12,7 @@ from unseen.config.groups import markdown_table, read_groups
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-COMMANDS = ("train", "sweep", "report", "tune", "export", "index")
+COMMANDS = ("train", "sweep", "report", "tune", "export", "embed", "index")
 
 
 def groups(*commands):

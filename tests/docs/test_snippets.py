@@ -222,6 +222,7 @@ def refusal(override: str) -> str | None:
         (name, []) for name in ("report", "tune", "export", "index", "inspect", "demo")
     ]
     of_others.append(("export", ["format=onnx"]))
+    of_others.append(("embed", ["runner=ray"]))
     for command, companions in [first, *of_others, *of_sweeps, *others_of_train]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:

@@ -12,19 +12,26 @@ from unseen.config.values import texts
 def main(config: DictConfig) -> None:
     """Embed what is new, with progress, and say what could not be read."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
+    from hydra.utils import instantiate
+
     from unseen.deploy.bundle import load
     from unseen.deploy.embedding import UNREADABLE, embed_images
     from unseen.deploy.listing import list_images
-    from unseen.deploy.model import default_device
     from unseen.deploy.progress import counting
 
     with building():
         where = texts(config.where)
         listing = list_images(str(config.images)).only(where)
-        model = load(str(config.bundle), config.device or default_device())
+        runner = instantiate(config.runner)
+        model = load(str(config.bundle))
         with counting(len(listing), "Embedding") as progress:
             outcome = embed_images(
-                model, listing, str(config.gallery), batch_size=int(config.batch_size), progress=progress
+                model,
+                listing,
+                str(config.gallery),
+                batch_size=int(config.batch_size),
+                progress=progress,
+                runner=runner,
             )
     known = f", {outcome.known} were there already" if outcome.known else ""
     print(f"{outcome.embedded} images embedded into {config.gallery}{known}.")

@@ -177,12 +177,14 @@ def attempt(images: Images, row: int) -> Pixels | ImageError:
         return error
 
 
-def in_order(work: Callable[[int], Result], rows: Iterable[int]) -> Iterator[Result]:
-    """Results of `work` in the order of `rows`, from a thread a core, few of them in memory at a time.
+def in_order(
+    work: Callable[[int], Result], rows: Iterable[int], threads: int | None = None
+) -> Iterator[Result]:
+    """Results of `work` in the order of `rows`, from several threads, few of them in memory at a time.
 
-    Threads suffice: Pillow decodes and resizes without holding the interpreter.
+    Threads suffice, by default one a core: Pillow decodes and resizes without holding the interpreter.
     """
-    threads = available_cores()
+    threads = threads or available_cores()
     remaining = iter(rows)
     with ThreadPoolExecutor(threads) as pool:
         pending = [pool.submit(work, row) for row in islice(remaining, 4 * threads)]

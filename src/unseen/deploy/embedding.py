@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from unseen.data.images import ImageError, PassingError, in_order
 from unseen.deploy.gallery import MODIFIED, PATH, Gallery
-from unseen.deploy.listing import Listing, located, read_place
+from unseen.deploy.listing import Listing, located
 from unseen.deploy.model import Model
+from unseen.deploy.runners.local import Part, Runner, embed_here
 from unseen.files import replacing
 
 SEGMENT = 2048
-"""Images that are saved at a time: what a crash can lose."""
+"""Images, or a batch more, that are saved at a time: what a crash can lose."""
 UNREADABLE = "unreadable.csv"
 Progress = Callable[[int], None]
 
@@ -40,7 +38,13 @@ class Outcome:
 
 
 def embed_images(
-    model: Model, listing: Listing, folder: str | Path, *, batch_size: int, progress: Progress
+    model: Model,
+    listing: Listing,
+    folder: str | Path,
+    *,
+    batch_size: int,
+    progress: Progress,
+    runner: Runner = embed_here,
 ) -> Outcome:
     """Embed images into a gallery, a new one or one of the same bundle, saved piece by piece.
 
@@ -53,6 +57,7 @@ def embed_images(
         folder: of the gallery.
         batch_size: images at a time.
         progress: called with the number of images that are done, once for each batch.
+        runner: where they are embedded; by default here, on the device of the model.
 
     Raises:
         ValueError: the gallery is of another bundle, or is being changed by another process.
@@ -71,44 +76,42 @@ def embed_images(
     progress(len(listing) - len(todo))
     unreadable: dict[str, str] = {}
     embedded = 0
-    for start in range(0, len(todo), SEGMENT):
-        segment = todo[start : start + SEGMENT]
-        parts, rows = [], []
-        for batch, good, problems in _batches(model, listing, segment, batch_size):
-            if good:
-                parts.append(model.embed_prepared(batch).numpy())
-            rows += good
-            unreadable |= problems
-            progress(len(good) + len(problems))
+    for part in _pieces(runner(model, [listing.places[row] for row in todo], batch_size), progress):
+        rows = [todo[row] for row in part.rows]
+        unreadable |= part.unreadable
         if rows:
             columns = {name: [values[row] for row in rows] for name, values in listing.columns.items()}
             columns |= {PATH: [listing.places[row] for row in rows], MODIFIED: [changed[row] for row in rows]}
             replaced = [known[place].id for place in columns[PATH] if place in known]
-            gallery.append(np.concatenate(parts), columns, replaced)
+            gallery.append(part.embeddings, columns, replaced)
             embedded += len(rows)
     gallery.tidy()
     _write_unreadable(gallery.folder / UNREADABLE, unreadable)
     return Outcome(embedded, len(first) - len(todo), unreadable)
 
 
-Prepared = tuple[Tensor, list[int], dict[str, str]]
+def _pieces(parts: Iterator[Part], progress: Progress) -> Iterator[Part]:
+    """Joined until they are as many as are saved at a time; progress is told of each."""
+    waiting: list[Part] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        done = len(part.rows) + len(part.unreadable)
+        count += done
+        progress(done)
+        if count >= SEGMENT:
+            yield _joined(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
 
 
-def _batches(model: Model, listing: Listing, rows: list[int], batch_size: int) -> Iterator[Prepared]:
-    def prepared(start: int) -> Prepared:
-        good, images, problems = [], [], {}
-        for row in rows[start : start + batch_size]:
-            place = listing.places[row]
-            try:
-                images.append(model.prepare(read_place(place)))
-                good.append(row)
-            except PassingError:
-                raise
-            except ImageError as error:
-                problems[place] = str(error)
-        return torch.stack(images) if images else torch.empty(0), good, problems
-
-    return in_order(prepared, range(0, len(rows), batch_size))
+def _joined(parts: list[Part]) -> Part:
+    return Part(
+        np.concatenate([part.embeddings for part in parts]),
+        [row for part in parts for row in part.rows],
+        {place: reason for part in parts for place, reason in part.unreadable.items()},
+    )
 
 
 def _modified(place: str) -> str:

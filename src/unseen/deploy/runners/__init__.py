@@ -1,0 +1,1 @@
+"""Where many images are embedded: on this machine, or on the nodes of a cluster."""

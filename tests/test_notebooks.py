@@ -1,0 +1,34 @@
+"""Every notebook runs from its first cell to its last, without data or an account, and draws its pictures."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PICTURES = {
+    "quickstart": 3,
+    "ablation": 1,
+    "attention": 1,
+    "your_folder": 1,
+    "from_pytorch_metric_learning": 1,
+}
+
+
+def test_every_notebook_is_known_and_holds_no_output():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(PICTURES)
+    for name in PICTURES:
+        cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_notebook_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert list((tmp_path / "runs").rglob("record.json"))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[name]
