@@ -45,6 +45,25 @@ def family(request):
     return request.param, FAMILIES[request.param], made(request.param, FAMILIES[request.param])
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "pvt_v2_b0"])
+def test_networks_of_tokens_in_stages_give_square_maps(name):
+    backbone = made(name, 64)
+    given = torch.rand(2, 3, 64, 64)
+    maps = backbone(given)
+    final = backbone.network.forward_features((given - backbone.mean) / backbone.std)
+    if final.ndim == 3:  # (B, tokens, C), row by row
+        side = round(final.shape[1] ** 0.5)
+        final = torch.stack([final[:, row * side : (row + 1) * side] for row in range(side)], 1).movedim(3, 1)
+    torch.testing.assert_close(maps.final, final)
+    assert [tap.shape[1] for tap in maps.taps] == backbone.tap_channels
+    assert all(tap.shape[2] == tap.shape[3] for tap in maps.taps)
+
+
+def test_a_network_whose_blocks_give_no_maps_is_refused_in_words():
+    with pytest.raises(ValueError, match="taps: no blocks are known of this network"):
+        made("mvitv2_tiny", 64)
+
+
 @pytest.mark.slow
 def test_stages_and_final_map_are_those_of_timm(family):
     name, size, _ = family

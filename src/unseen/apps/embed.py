@@ -12,8 +12,7 @@ from unseen.config.values import texts
 def main(config: DictConfig) -> None:
     """Embed what is new, with progress, and say what could not be read."""
     # Here, because `--help` and a typing error need not wait for seconds of imports.
-    from hydra.utils import instantiate
-
+    from unseen.config.targets import instantiate
     from unseen.deploy.bundle import load
     from unseen.deploy.embedding import UNREADABLE, embed_images
     from unseen.deploy.listing import list_images

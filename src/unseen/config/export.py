@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from unseen.config.build import build_data, build_embedder
+from unseen.config.targets import instantiate
 from unseen.data.images import Pixels, read_image
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import load, save

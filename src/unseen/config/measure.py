@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -20,6 +19,7 @@ from unseen.config.command_line import building, check_overrides, check_single, 
 from unseen.config.export import record_of, trained_embedder, weights_of
 from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
+from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
 from unseen.data.module import DataModule
 from unseen.evaluation.measure import measure, measure_untrained, measure_validation

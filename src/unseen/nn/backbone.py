@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -173,11 +175,12 @@ class Backbone(nn.Module):
         self.network.train()
         for handle in handles:
             handle.remove()
-        maps = {name: output for name, output in self._caught.items() if _is_map(output)}
+        shapes = {}
+        for name, output in self._caught.items():
+            with suppress(ValueError):  # what gives no map is no tap
+                shapes[name] = _as_map(self.network, output).shape[1:]
         self._caught.clear()
-        return final.shape[1:], {
-            name: _as_map(self.network, output).shape[1:] for name, output in maps.items()
-        }
+        return final.shape[1:], shapes
 
 
 def _create(model: str, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -237,20 +240,33 @@ def _blocks(
     ]
 
 
-def _is_map(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.ndim in (3, 4)
-
-
-def _as_map(network: nn.Module, features: Tensor) -> Tensor:
+def _as_map(network: nn.Module, features: Any) -> Tensor:
     """Whatever layout a family has → `(B, C, H, W)`.
 
     Raises:
         ValueError: the output is no map.
     """
+    if not isinstance(features, Tensor):
+        raise ValueError(f"A tap gives a {type(features).__name__}, which is no map of features.")
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else features
     if features.ndim != 3:
         raise ValueError(f"A tap gives shape {tuple(features.shape)}, which is no map of features.")
     tokens = features[:, getattr(network, "num_prefix_tokens", 0) :]
-    height, width = network.patch_embed.grid_size  # type: ignore[union-attr, misc]
-    return tokens.transpose(1, 2).unflatten(2, (int(height), int(width)))
+    return tokens.transpose(1, 2).unflatten(2, _grid(network, tokens.shape[1]))
+
+
+def _grid(network: nn.Module, count: int) -> tuple[int, int]:
+    """Height and width of a map of so many tokens: as the network says, else a square, as images are.
+
+    Raises:
+        ValueError: the tokens are no map.
+    """
+    height, width = getattr(getattr(network, "patch_embed", None), "grid_size", None) or (0, 0)
+    if height * width == count:
+        return int(height), int(width)
+    # Networks in stages (LeViT, PVT) have smaller maps than their first one.
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"A tap gives {count} tokens, which are no square map of features.")
+    return side, side

@@ -102,7 +102,9 @@ def _is_container(module: nn.Module) -> bool:
 def stages(network: nn.Module) -> list[dict[str, Any]]:
     """timm's `feature_info`: a list for some families, an object that holds one for others."""
     info = getattr(network, "feature_info", [])
-    return list(getattr(info, "info", info))
+    modules = dict(network.named_modules())
+    # Those of MViTv2 are of modules that it does not have.
+    return [stage for stage in getattr(info, "info", info) if str(stage["module"]) in modules]
 
 
 def module_name(network: nn.Module, tap: int | str) -> str:
