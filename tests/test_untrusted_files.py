@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import nn
 
-from unseen.config.export import _weights
+from unseen.config.export import weights_of
 from unseen.data.cache import MemoryMapped
 from unseen.deploy import bundle
 from unseen.deploy.gallery import Gallery
@@ -90,7 +90,7 @@ def resume_from_the_last(root: Path, payload: Payload) -> None:
 
 def export_of_a_run(root: Path, payload: Payload) -> None:
     checkpoint(root, payload)
-    _weights(root / "run", SimpleNamespace(chosen_epoch=None))  # type: ignore[arg-type]
+    weights_of(root / "run", SimpleNamespace(chosen_epoch=None))  # type: ignore[arg-type]
 
 
 def weights_of_a_bundle(root: Path, payload: Payload) -> None:

@@ -72,6 +72,7 @@ def test_a_data_set_is_read_once_for_many_jobs(tiny_run, tmp_path, monkeypatch):
 
     read, count = folder.read, []
     monkeypatch.setattr(folder, "read", lambda **given: count.append(1) or read(**given))
+    monkeypatch.setenv("UNSEEN_TRUSTED", __name__)
     freezer = Freezer()
     for seed in range(5):
         freezer.freeze([*tiny_run, f"seed={seed}"], tmp_path)

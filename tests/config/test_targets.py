@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from unseen.config.build import build_data
@@ -153,6 +154,8 @@ def test_a_record_of_a_stranger_runs_nothing(tmp_path: Path) -> None:
         "schema": 2, "finished": "", "peak_memory": {}, "environment": {},
     }  # fmt: skip
     (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(UsageError, match=r"backbone\._target_=os\.system"):
         export(tmp_path)
     with pytest.raises(UsageError, match=r"data\.source\._target_=os\.system"):

@@ -56,6 +56,10 @@ COMPANIONS = (
     ["regularizer=distillation"],
     ["regularizer=self_distillation"],
     ["regularizer=mixup"],
+    ["averaging=ema"],
+    ["averaging=wise_ft"],
+    ["trainable=last"],
+    ["trainable=lora"],
     ["logger=[wandb,mlflow]"],
 )
 """Choices that have keys which others have not."""

@@ -14,7 +14,9 @@ SETTINGS = {"rank": 4, "alpha": 6, "dropout": 0.0, "modules": ["*"]}
 
 def backbone(model, **options):
     torch.manual_seed(0)
-    made = Backbone(model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options)
+    made = Backbone(
+        model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options, frozen=False
+    )
     return made.eval()
 
 

@@ -135,7 +135,14 @@ def test_teachers_count_the_same_and_are_saved():
 def test_real_networks_teach_without_batch_statistics_and_without_touching_the_student():
     def network(name):
         return Backbone(
-            name, image_size=32, taps=["final"], weights="none", mean=None, std=None, options=None
+            name,
+            image_size=32,
+            taps=["final"],
+            weights="none",
+            mean=None,
+            std=None,
+            options=None,
+            frozen=False,
         )
 
     torch.manual_seed(0)

@@ -8,7 +8,9 @@ from unseen.nn.trainable import everything, last, layers, named, norms, nothing
 
 
 def backbone(model="resnet10t", **options):
-    return Backbone(model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options)
+    return Backbone(
+        model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options, frozen=False
+    )
 
 
 def test_everything_and_nothing():

@@ -73,7 +73,8 @@ class StopsBefore(Callback):
 
 def fitted(tiny_run, folder, *overrides, watch=None, resume_from=None):
     run = made(tiny_run, folder, *overrides)
-    run.trainer.callbacks.insert(1, watch or Watches())
+    places = [place for place, one in enumerate(run.trainer.callbacks) if isinstance(one, WeightAveraging)]
+    run.trainer.callbacks.insert(max(places, default=0) + 1, watch or Watches())
     with quiet():
         run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=resume_from)
     return run
@@ -113,7 +114,7 @@ def test_a_loop_over_the_weights_of_the_steps_gives_what_is_validated_saved_and_
 ):
     overrides, decay, first, trained = CASES[case]
     run = fitted(tiny_run, tmp_path, *overrides)
-    watch = run.trainer.callbacks[1]
+    watch = next(one for one in run.trainer.callbacks if isinstance(one, Watches))
     steps = len(watch.steps)
     assert steps >= 8
     # The share of training that is done after a step counts: half of it after the steps / 2 th.

@@ -112,7 +112,7 @@ def test_rates_fall_by_the_layer_towards_the_image():
 def test_rates_of_layers_are_those_of_timm(model):
     options = {"img_size": 32} if model.startswith("vit") else {}
     backbone = Backbone(
-        model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options
+        model, image_size=32, taps="late", weights="none", mean=None, std=None, options=options, frozen=False
     )
     held = dict(backbone.named_parameters())
     configured = optimization(layer_decay=0.75).configure(

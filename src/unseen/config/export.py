@@ -41,7 +41,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     """
     run = run.expanduser().resolve()
     record = record_of(run)
-    config = DictConfig(record.config)
+    config = config_of(record)
     embedder = trained_embedder(config, weights_of(run, record))
     data = build_data(config)
     facts = {**facts_of(record), "thresholds": thresholds_of(embedder, data)}
@@ -96,7 +96,7 @@ def images_to_check(model: Model, run: Path | None, images: Path | None) -> tupl
         ValueError: the folder has no image, or one cannot be read.
     """
     if run is not None:
-        data = build_data(DictConfig(record_of(run.expanduser().resolve()).config))
+        data = build_data(config_of(record_of(run.expanduser().resolve())))
         rows = data.split.query[:CHECKED]
         return [data.images[int(row)] for row in rows], f"{len(rows)} query images of the run"
     if images is None:
@@ -177,6 +177,13 @@ def record_of(run: Path) -> RunRecord:
     if record.status != "success":
         raise ValueError(f"run={run}: this run ended as '{record.status}'. Run it again, or go on with it.")
     return record
+
+
+def config_of(record: RunRecord) -> DictConfig:
+    """Of a run, with what runs of before it existed did not say."""
+    config = DictConfig(record.config)
+    config.backbone.setdefault("frozen", False)
+    return config
 
 
 def weights_of(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from unseen.config.build import build_data
 from unseen.config.command_line import building, check_overrides, check_single, config_of_run
-from unseen.config.export import record_of, trained_embedder, weights_of
+from unseen.config.export import config_of, record_of, trained_embedder, weights_of
 from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.targets import instantiate
@@ -102,7 +102,7 @@ def _folder(output: Path, run: Run, changes: Sequence[str]) -> Path:
 
 def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | None) -> RunRecord:
     record = record_of(run.folder)
-    before = OmegaConf.create(record.config)
+    before = config_of(record)
     config = _changed(before, record.overrides, changes, config_dir)
     data = build_data(config)
     embedder = _embedder(run.folder, record, before, config, data)

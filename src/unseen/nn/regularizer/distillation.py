@@ -80,5 +80,5 @@ class Distillation(Regularizer):
 
 
 def _teacher(model: str, weights: str, image_size: int) -> Backbone:
-    plain: dict[str, Any] = {"mean": None, "std": None, "options": None}
+    plain: dict[str, Any] = {"mean": None, "std": None, "options": None, "frozen": True}
     return Backbone(model, image_size=image_size, taps=[FINAL], weights=weights, **plain)
