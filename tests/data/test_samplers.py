@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unseen.data.samplers import ClassBalanced, Draw, ResumableBatchSampler, Shuffled
+from unseen.data.samplers import ClassBalanced, Draw, ResumableBatchSampler, Shuffled, _say_once
 
 Batches = list[list[Draw]]
 
@@ -203,6 +203,7 @@ def test_what_cannot_be_drawn_is_refused_with_key_value_and_choices() -> None:
 
 
 def test_few_classes_all_stand_in_each_batch_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _say_once.cache_clear()  # another test of this process may have said it
     labels = labels_of([6, 6, 6])
     for _ in range(2):
         sampler = ClassBalanced(labels, classes_per_batch=16, images_per_class=2, seed=0)

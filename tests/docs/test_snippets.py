@@ -227,7 +227,10 @@ def refusal(override: str) -> str | None:
     ]
     of_others.append(("export", ["format=onnx"]))
     of_others.append(("embed", ["runner=ray"]))
-    for command, companions in [first, *of_others, *of_sweeps, *others_of_train]:
+    group = override.partition(".")[0]
+    others_of_train.sort(key=lambda pair: not any(one.startswith(f"{group}=") for one in pair[1]))
+    near, *far = others_of_train
+    for command, companions in [first, near, *of_others, *of_sweeps, *far]:
         others = [one for one in companions if one.split("=")[0] != override.split("=")[0]]
         try:
             check_overrides(command, [*others, override])

@@ -321,7 +321,7 @@ def test_a_frozen_backbone_stays_frozen_whatever_happens_around_it(made: Made) -
     embedder = made().learner.embedder
     assert isinstance(embedder.backbone, Backbone)
     embedder.train()
-    embedder.freeze_backbone(False)
+    embedder.choose_trainable([name for name, _ in embedder.backbone.named_parameters()])
     assert not any(part.training for part in embedder.backbone.modules())
     assert not any(parameter.requires_grad for parameter in embedder.backbone.parameters())
     assert embedder.fusion.training

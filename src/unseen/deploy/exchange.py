@@ -7,6 +7,7 @@ file may resize and crop, too: that differs from torchvision's by one grey level
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,14 +73,7 @@ def to_onnx(model: Model, path: str | Path, images: Sequence[Pixels], *, preproc
         ready = prepared(model, images)
         program = _program(network, ready)
         with _refusing("ONNX"):
-            exported: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: BATCH},),
-            )
+            exported = _exported(program)
             exported.model.metadata_props.update(_facts(model))
             exported.save(temporary)
         if preparation is not None:
@@ -165,6 +159,28 @@ def _refusing(exporter: str) -> Iterator[None]:
             f"{exporter} cannot export this network ({type(error).__name__}: {reason[0] if reason else ''}). "
             "Its bundle works all the same: unseen.load(folder).embed([…])."
         ) from error
+
+
+def _exported(program: Any) -> Any:
+    """The program in ONNX.
+
+    Some versions of Python fail to build a syntax tree when garbage is collected in the middle of it ("AST
+    constructor recursion depth mismatch", CPython's issue 106905); the exporter builds hundreds, and the next
+    attempt succeeds.
+    """
+    export = functools.partial(
+        torch.onnx.export,
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: BATCH},),
+    )
+    try:
+        return export()
+    except SystemError:
+        return export()
 
 
 def _with_preprocessing(path: Path, preparation: Preparation) -> None:

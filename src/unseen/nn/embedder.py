@@ -108,13 +108,14 @@ class Embedder(nn.Module):
     def choose_trainable(self, names: Collection[str]) -> None:
         """Let these parameters of the backbone learn, and no others of it.
 
-        Batch norm keeps its statistics where its own parameters rest.
+        Batch norm keeps its statistics where its own parameters rest. Of a backbone that is frozen for good
+        none learns.
 
         Args:
             names: as `backbone.named_parameters()` has them.
         """
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(name in names and not self.backbone.frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Embedder:
