@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -123,7 +124,8 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
         record.save(folder / "record.json")
         return record
     seed_everything(record.seed, workers=True, verbose=False)  # a backbone that started from nothing
-    untrained = measure_untrained(instantiate(config.backbone), data, by, **settings.of_galleries)
+    backbone = instantiate(config.backbone).to(memory_format=_layout(config))
+    untrained = measure_untrained(backbone, data, by, **settings.of_galleries)
     measured = measure(embedder, data, by, **settings.of_galleries)
     record = with_scores(record, data.manifest, measured, untrained)
     probe = {"classes": settings.probe_classes, "images": settings.probe_images, "seed": settings.seed}
@@ -159,9 +161,15 @@ def _embedder(
     """As the run measured it; a readout that is another is fitted to the run's own training images."""
     changes = before.embedding != config.embedding
     embedder = trained_embedder(config, weights_of(folder, record), but_readout=changes)
+    embedder = embedder.to(memory_format=_layout(config))
     if changes:
         fit_readout(embedder, data if before.data == config.data else build_data(before))
     return embedder
+
+
+def _layout(config: DictConfig) -> torch.memory_format:
+    """In memory, as in training: convolutions on a CPU are about twice as fast with channels last."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _groups(changes: Sequence[str]) -> dict[str, str]:
