@@ -129,7 +129,7 @@ def _differences(runs: Sequence[Run], without: dict[tuple[str, int], Run]) -> li
 
 
 def draw_gap(path: Path) -> Path:
-    """Seen against unseen classes in galleries of one size: an arrow a loss, from baseline to several layers."""
+    """Seen against unseen classes, galleries of one size: an arrow a loss, from baseline to `gdfl`."""
     runs = load_runs(RECORDS / "confirmation").finished
     figure = new_figure(6.4, 6.0)
     axes = figure.add_axes((0.12, 0.14, 0.84, 0.77))
