@@ -124,3 +124,4 @@ def test_validation_alone_where_the_test_classes_are_not_to_be_seen(trained, tmp
     assert set(record.metrics) == {"validation"}
     content = json.loads(next(tmp_path.glob("*/record.json")).read_text())
     assert content["per_class"] == {}
+    assert content["participation"] == {}

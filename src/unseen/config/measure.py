@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from unseen.config.build import build_data
 from unseen.config.command_line import building, check_overrides, check_single, config_of_run
-from unseen.config.export import config_of, record_of, trained_embedder, weights_of
+from unseen.config.export import config_of, trained_embedder, weights_of
 from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.targets import instantiate
@@ -31,8 +30,9 @@ from unseen.report.runs import Run, load_runs
 from unseen.retrieval import evaluate
 from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
+from unseen.training.learner import memory_layout
 from unseen.workflow.queries import query_columns
-from unseen.workflow.run import EvaluationSettings, with_scores
+from unseen.workflow.run import EvaluationSettings, with_probe, with_scores
 
 SECTIONS = ("data", "protocol", "metrics", "evaluation")
 """Of the config that a run is measured by; of `embedding`, the readout is."""
@@ -102,7 +102,7 @@ def _folder(output: Path, run: Run, changes: Sequence[str]) -> Path:
 
 
 def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | None) -> RunRecord:
-    record = record_of(run.folder)
+    record = run.record
     before = config_of(record)
     config = _changed(before, record.overrides, changes, config_dir)
     data = build_data(config)
@@ -120,17 +120,17 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
     )
     if not settings.test:
         metrics = {"validation": measure_validation(embedder, data, by)}
-        record = dataclasses.replace(record, metrics=metrics, spread={}, intervals={}, per_class={})
+        record = dataclasses.replace(
+            record, metrics=metrics, spread={}, intervals={}, participation={}, per_class={}
+        )
         record.save(folder / "record.json")
         return record
     seed_everything(record.seed, workers=True, verbose=False)  # a backbone that started from nothing
-    backbone = instantiate(config.backbone).to(memory_format=_layout(config))
+    backbone = instantiate(config.backbone).to(memory_format=memory_layout(config.channels_last))
     untrained = measure_untrained(backbone, data, by, **settings.of_galleries)
     measured = measure(embedder, data, by, **settings.of_galleries)
     record = with_scores(record, data.manifest, measured, untrained)
-    probe = {"classes": settings.probe_classes, "images": settings.probe_images, "seed": settings.seed}
-    for split, accuracy in measure_probe(embedder, data, **probe).items():
-        record.metrics.get(split, {})["probe_accuracy"] = accuracy
+    record = with_probe(record, measure_probe(embedder, data, **settings.of_probe))
     folder.mkdir(parents=True, exist_ok=True)
     save_queries(folder / "queries.npz", query_columns(measured))
     record.save(folder / "record.json")
@@ -161,15 +161,10 @@ def _embedder(
     """As the run measured it; a readout that is another is fitted to the run's own training images."""
     changes = before.embedding != config.embedding
     embedder = trained_embedder(config, weights_of(folder, record), but_readout=changes)
-    embedder = embedder.to(memory_format=_layout(config))
+    embedder = embedder.to(memory_format=memory_layout(config.channels_last))
     if changes:
         fit_readout(embedder, data if before.data == config.data else build_data(before))
     return embedder
-
-
-def _layout(config: DictConfig) -> torch.memory_format:
-    """In memory, as in training: convolutions on a CPU are about twice as fast with channels last."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _groups(changes: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,11 @@ class EvaluationSettings:
     def of_galleries(self) -> dict[str, int]:
         """What `measure` takes."""
         return {"seed": self.seed, "draws": self.draws, "resamples": self.resamples}
+
+    @property
+    def of_probe(self) -> dict[str, int]:
+        """What `measure_probe` takes."""
+        return {"classes": self.probe_classes, "images": self.probe_images, "seed": self.seed}
 
 
 @dataclass
@@ -347,21 +352,23 @@ def _save(run: Run, record: RunRecord, measured: Measurement) -> None:
 
 def _probed(run: Run, record: RunRecord) -> RunRecord:
     """The record with the linear probe's accuracies, which are sought when all else is safe."""
-    how = run.evaluation
     with run.timed("probe"):
-        accuracies = measure_probe(
-            run.learner.embedder, run.data, classes=how.probe_classes, images=how.probe_images, seed=how.seed
-        )
+        accuracies = measure_probe(run.learner.embedder, run.data, **run.evaluation.of_probe)
     if not accuracies:
         return record
+    record = dataclasses.replace(with_probe(record, accuracies), seconds={**record.seconds, **run.seconds})
+    run.record = record
+    record.save(run.folder / "record.json")
+    return record
+
+
+def with_probe(record: RunRecord, accuracies: Mapping[str, float]) -> RunRecord:
+    """The record with the linear probe's accuracy beside the metrics of each split that was probed."""
     metrics = {
         split: {**values, "probe_accuracy": accuracies[split]} if split in accuracies else values
         for split, values in record.metrics.items()
     }
-    record = dataclasses.replace(record, metrics=metrics, seconds={**record.seconds, **run.seconds})
-    run.record = record
-    record.save(run.folder / "record.json")
-    return record
+    return dataclasses.replace(record, metrics=metrics)
 
 
 def _show(run: Run, record: RunRecord, measured: Measurement) -> None:

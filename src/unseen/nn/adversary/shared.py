@@ -108,9 +108,7 @@ class SharedCharacteristics(ClassAdversary):
             standardized = self._standardized(batch.embedded.fused.features.float(), batch.labels)
             clusters = self._clusters(standardized)
         cosines = functional.linear(functional.normalize(features), functional.normalize(self.surrogates))
-        surrogate = functional.cross_entropy(
-            self.head.scale * cosines.float(), self.grouping(clusters).to(cosines.device)
-        )
+        surrogate = functional.cross_entropy(self.head.scale * cosines.float(), self.grouping(clusters))
         uniform = -self.as_constant(features).log_softmax(dim=1).mean()
         apart = correlations(batch.embedded.embedding.float(), features.float()).square().mean()
         return strength * (surrogate + self.uniformity * uniform + self.decorrelation * apart)
