@@ -1,7 +1,12 @@
 """What several rooms' tests need: a tiny set of images that a tiny network can learn."""
 
+import multiprocessing
 import os
+import signal
 import socket
+import subprocess
+import tempfile
+from pathlib import Path
 
 # Test processes share the cores: threads of their own would wait for each other. Set before torch reads it.
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -55,6 +60,73 @@ def _in_process(rank, world, port, work, folder):
         torch.save(work(rank, world), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+# `python -m unseen …`, but in a process that begins with the libraries imported: importing them takes longer
+# than most of what the tests do.
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["lightning", "timm", "torchmetrics", "unseen.config.build"])
+AS_TYPED = """
+import atexit, os, sys
+os.chdir(folder)
+os.environ.clear()
+os.environ.update(environment)
+for stream in (1, 2):
+    os.dup2(os.open(f"{outputs}/{stream}", os.O_WRONLY | os.O_CREAT), stream)
+sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+sys.argv = ["unseen", *words]
+from unseen.__main__ import main
+try:
+    main()
+finally:
+    atexit._run_exitfuncs()
+"""
+
+
+class Typed:
+    """A command that was begun, with what tests need of `subprocess.Popen`."""
+
+    def __init__(self, words, folder, environment):
+        self.args = words
+        self._outputs = tempfile.TemporaryDirectory()
+        given = {"words": list(map(str, words)), "folder": str(folder), "outputs": self._outputs.name}
+        given["environment"] = {**os.environ, **environment}
+        self._process = WARM.Process(target=exec, args=(AS_TYPED, given))
+        self._process.start()
+
+    def poll(self):
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def communicate(self, timeout=300):
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        written = [Path(self._outputs.name, stream) for stream in "12"]
+        return tuple(path.read_text() if path.exists() else "" for path in written)
+
+
+@pytest.fixture(scope="session")
+def begin():
+    """`begin("train", …, folder=…, environment={…})`: the command, begun in a process of its own."""
+    return lambda *words, folder, environment: Typed(words, folder, environment)
+
+
+@pytest.fixture(scope="session")
+def typed(begin):
+    """`typed("train", …, folder=…, environment={…})`: how it ended, with its output."""
+
+    def run(*words, folder, environment=None):
+        process = begin(*words, folder=folder, environment=environment or {})
+        output, errors = process.communicate()
+        return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+    return run
 
 
 @pytest.fixture

@@ -14,6 +14,15 @@ PICTURES = {
     "your_folder": 1,
     "from_pytorch_metric_learning": 1,
 }
+# What takes its time in a notebook and shows nothing more here.
+REPLACED = {
+    "quickstart": {"epochs=4": "epochs=1", "[Cyrillic,Greek]": "[Greek]"},
+    "ablation": {"range(3)": "range(2)"},
+    "attention": {
+        "epochs=2": "epochs=1",
+        "rows = run.data.split.query[::2]": "rows = run.data.split.query[::8]",
+    },
+}
 
 
 def test_every_notebook_is_known_and_holds_no_output():
@@ -28,6 +37,9 @@ def test_every_notebook_is_known_and_holds_no_output():
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    for before, after in REPLACED.get(name, {}).items():
+        [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and before in cell.source]
+        cell.source = cell.source.replace(before, after)
     NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert list((tmp_path / "runs").rglob("record.json"))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -1,8 +1,6 @@
 """Small jobs of sweeps, and callbacks that make them misbehave."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -70,17 +68,9 @@ def misbehaving(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def start(tmp_path, misbehaving):
+def start(begin, tmp_path, misbehaving):
     """`start("sweep", …)`: the command, begun in a folder of its own."""
-    environment = {**os.environ, "COLUMNS": "200"}
-
-    def begin(*words, **more):
-        return subprocess.Popen(
-            [sys.executable, "-m", "unseen", *map(str, words)], cwd=tmp_path, env={**environment, **more},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    return begin
+    return lambda *words, **more: begin(*words, folder=tmp_path, environment={"COLUMNS": "200", **more})
 
 
 @pytest.fixture

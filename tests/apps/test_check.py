@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 from PIL import Image
+
+Check = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -23,15 +25,15 @@ def classes(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def check(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "unseen.apps.check", *overrides]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def check(typed: Check, tmp_path: Path) -> Check:
+    return lambda *overrides: typed("check", *overrides, folder=tmp_path)
 
 
 @pytest.mark.slow
-def test_a_sound_set_passes_and_a_leak_does_not(classes: Path, tmp_path: Path) -> None:
+def test_a_sound_set_passes_and_a_leak_does_not(check: Check, classes: Path, tmp_path: Path) -> None:
     data = ("data=folder", f"data.root={classes}")
-    sound = check(tmp_path, *data)
+    sound = check(*data)
     assert sound.returncode == 0, sound.stderr
     written = {path.name for path in (tmp_path / "runs" / "check_folder").iterdir()}
     assert written == {"report.md", "report.json", "quarantine.txt"}
@@ -39,26 +41,26 @@ def test_a_sound_set_passes_and_a_leak_does_not(classes: Path, tmp_path: Path) -
 
     (classes / "a" / "0.png").rename(classes / "c" / "from a.png")
     Image.open(classes / "c" / "from a.png").save(classes / "a" / "0.png")
-    leaking = check(tmp_path, *data, "output=leaking")
+    leaking = check(*data, "output=leaking")
     assert leaking.returncode == 1, leaking.stderr
     assert "error: 1 images are in training and in test" in " ".join(leaking.stderr.split())
     assert (tmp_path / "leaking" / "quarantine.txt").read_text() == "a/0.png\n"
-    assert check(tmp_path, *data, "check.allow=[leakage]").returncode == 0
+    assert check(*data, "check.allow=[leakage]").returncode == 0
     # Nothing but the reports was written: no log, no copy of the configuration.
     assert {path.name for path in tmp_path.iterdir()} == {"images", "runs", "leaking"}
 
 
 @pytest.mark.slow
-def test_using_the_quarantine_list_does_not_shorten_it(classes: Path, tmp_path: Path) -> None:
+def test_using_the_quarantine_list_does_not_shorten_it(check: Check, classes: Path, tmp_path: Path) -> None:
     """The command that reads it writes it again, under the same name."""
     Image.open(classes / "c" / "0.png").save(classes / "a" / "9.png")
     listing = tmp_path / "runs" / "check_folder" / "quarantine.txt"
     data = ("data=folder", f"data.root={classes}")
-    assert check(tmp_path, *data).returncode == 1
+    assert check(*data).returncode == 1
     (classes / "b" / "0.png").write_bytes(b"")
-    assert check(tmp_path, *data, f"data.exclude={listing}").returncode == 1
+    assert check(*data, f"data.exclude={listing}").returncode == 1
     assert listing.read_text() == "a/9.png\nb/0.png\n"
-    assert check(tmp_path, *data, f"data.exclude={listing}").returncode == 0
+    assert check(*data, f"data.exclude={listing}").returncode == 0
     assert listing.read_text() == "a/9.png\nb/0.png\n"
 
 
@@ -73,9 +75,9 @@ def test_using_the_quarantine_list_does_not_shorten_it(classes: Path, tmp_path: 
     ],
 )
 def test_what_cannot_begin_says_why(
-    classes: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
+    check: Check, classes: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    result = check(tmp_path, *overrides)
+    result = check(*overrides)
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -13,26 +10,30 @@ from unseen.config.build import build
 from unseen.config.command_line import UsageError, building, load_config
 
 
-def unseen(folder, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "unseen", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="session")
+def unseen(typed):
+    """`unseen(folder, "train", …, NAME=…)`: how it ended."""
+
+    def run(folder, *words, **environment):
+        return typed(*words, folder=folder, environment={"WANDB_SILENT": "true", **environment})
+
+    return run
 
 
-def train(folder, tiny_run, *overrides, batch="sampler.classes_per_batch=4", **environment):
-    return unseen(folder, "train", *tiny_run, batch, "hydra.run.dir=run", *overrides, **environment)
+@pytest.fixture(scope="session")
+def train(unseen, tiny_run):
+    """`train(folder, …)`: how the smallest run ended."""
+
+    def run(folder, *overrides, batch="sampler.classes_per_batch=4", **environment):
+        return unseen(folder, "train", *tiny_run, batch, "hydra.run.dir=run", *overrides, **environment)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_run):
+def finished(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    result = train(folder, tiny_run, "trainer.max_epochs=2", "ablation=full")
+    result = train(folder, "trainer.max_epochs=2", "ablation=full")
     assert result.returncode == 0, result.stderr
     return folder / "run", result
 
@@ -72,20 +73,18 @@ def test_the_audit_of_the_adversary_is_in_the_csv(finished):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, tmp_path):
-    first = train(tmp_path, tiny_run, "trainer.max_epochs=2", "+trainer.max_steps=-1", "pictures=false")
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(train, finished, tmp_path):
+    first = train(tmp_path, "trainer.max_epochs=2", "+trainer.max_steps=-1", "pictures=false")
     assert first.returncode == 0, first.stderr
     whole = json.loads((finished[0] / "record.json").read_text())["metrics"]
     again = json.loads((tmp_path / "run" / "record.json").read_text())["metrics"]
     assert again == whole, "the same seed must give the same numbers"
-    stopped = train(
-        tmp_path, tiny_run, "trainer.max_epochs=2", "hydra.run.dir=stopped", "+callbacks.stop._target_="
+    stopped = train(tmp_path, "trainer.max_epochs=2", "hydra.run.dir=stopped", "+callbacks.stop._target_="
         "lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=train/loss",
         "+callbacks.stop.stopping_threshold=1e9", "pictures=false",
     )  # fmt: skip
     assert stopped.returncode == 0, stopped.stderr
-    resumed = train(
-        tmp_path, tiny_run, "trainer.max_epochs=2", "hydra.run.dir=resumed", "pictures=false",
+    resumed = train(tmp_path, "trainer.max_epochs=2", "hydra.run.dir=resumed", "pictures=false",
         f"resume_from={tmp_path / 'stopped' / 'checkpoints' / 'last.ckpt'}",
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
@@ -94,15 +93,15 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tiny_run, 
 
 
 @pytest.mark.slow
-def test_a_used_folder_is_refused_and_resuming_in_it_goes_on_with_its_run(finished, tiny_run, tmp_path):
+def test_a_used_folder_is_refused_and_resuming_in_it_goes_on_with_its_run(train, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    refused = train(tmp_path, tiny_run, "trainer.max_epochs=3")
+    refused = train(tmp_path, "trainer.max_epochs=3")
     assert refused.returncode == 2
     assert "belongs to a run already" in refused.stderr.splitlines()[-1]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     words = ["trainer.max_epochs=3", "ablation=full", "resume_from=last", "pictures=false"]
-    resumed = train(tmp_path, tiny_run, *words)
+    resumed = train(tmp_path, *words)
     assert resumed.returncode == 0, resumed.stderr
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         epochs = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
@@ -113,7 +112,7 @@ def test_a_used_folder_is_refused_and_resuming_in_it_goes_on_with_its_run(finish
 
 
 @pytest.mark.slow
-def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(tmp_path, tiny_run):
+def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(unseen, tmp_path, tiny_run):
     result = unseen(
         tmp_path,
         "train",
@@ -136,10 +135,9 @@ def test_multirun_keeps_every_cell_apart_and_wandb_offline_makes_a_run_for_each(
 
 
 @pytest.mark.slow
-def test_holdout_chooses_the_epoch_on_training_classes(tmp_path, tiny_run):
+def test_holdout_chooses_the_epoch_on_training_classes(train, tmp_path):
     result = train(
         tmp_path,
-        tiny_run,
         "protocol=holdout",
         "protocol.class_fraction=0.5",
         "sampler.classes_per_batch=2",
@@ -192,14 +190,14 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrid
         "data.image_size=0",
     ],
 )
-def test_a_refusal_is_one_message_and_status_2(tmp_path, tiny_run, override):
-    result = train(tmp_path, tiny_run, override)
+def test_a_refusal_is_one_message_and_status_2(train, tmp_path, override):
+    result = train(tmp_path, override)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: {override}")
     assert "Traceback" not in result.stderr
 
 
-def test_the_command_names_its_commands(tmp_path):
+def test_the_command_names_its_commands(unseen, tmp_path):
     listed = unseen(tmp_path, "--help")
     assert listed.returncode == 0
     assert "train" in listed.stdout
@@ -208,7 +206,7 @@ def test_the_command_names_its_commands(tmp_path):
     assert "no command 'trian'" in wrong.stderr
 
 
-def test_help_explains_the_groups_in_words(tmp_path):
+def test_help_explains_the_groups_in_words(unseen, tmp_path):
     result = unseen(tmp_path, "train", "--help")
     assert result.returncode == 0, result.stderr
     for group in ("ablation", "backbone", "fusion", "adversary", "protocol"):
@@ -239,10 +237,9 @@ def test_a_long_run_looks_at_its_images_first_and_only_once(tmp_path, coloured_t
 
 
 @pytest.mark.slow
-def test_two_processes_started_by_the_console_command_make_one_run(tiny_run, tmp_path):
+def test_two_processes_started_by_the_console_command_make_one_run(train, tmp_path):
     overrides = ["trainer=ddp", "trainer.devices=2", "logger=wandb"]
-    result = train(
-        tmp_path, tiny_run, *overrides, batch="sampler.classes_per_batch=2", WANDB_MODE="offline"
+    result = train(tmp_path, *overrides, batch="sampler.classes_per_batch=2", WANDB_MODE="offline"
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Everything is in") == 1
@@ -251,8 +248,8 @@ def test_two_processes_started_by_the_console_command_make_one_run(tiny_run, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("override", ["trainer.max_epochs=0", "metrics.recall_at=[2,4]"])
-def test_what_cannot_be_drawn_does_not_end_a_run(tiny_run, tmp_path, override):
-    result = train(tmp_path, tiny_run, override)
+def test_what_cannot_be_drawn_does_not_end_a_run(train, tmp_path, override):
+    result = train(tmp_path, override)
     assert result.returncode == 0, result.stderr
     assert "Everything is in" in result.stdout
     assert (tmp_path / "run" / "pictures" / "neighbours.png").is_file()
@@ -260,13 +257,11 @@ def test_what_cannot_be_drawn_does_not_end_a_run(tiny_run, tmp_path, override):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_while_training_is_named_in_one_message(
-    tiny_run, coloured_tree, tmp_path, workers
-):
+def test_an_image_that_breaks_while_training_is_named_in_one_message(train, coloured_tree, tmp_path, workers):
     tree = tmp_path / "tree"
     shutil.copytree(coloured_tree, tree)
     (tree / "class 0" / "0.png").write_bytes(b"no picture")
-    result = train(tmp_path, tiny_run, f"data.root={tree}", f"data.workers={workers}")
+    result = train(tmp_path, f"data.root={tree}", f"data.workers={workers}")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
@@ -276,14 +271,14 @@ def test_an_image_that_breaks_while_training_is_named_in_one_message(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_fusion_is_refused_before_training(finished, tiny_run, tmp_path):
+def test_a_checkpoint_of_another_fusion_is_refused_before_training(train, finished, tmp_path):
     last = finished[0] / "checkpoints" / "last.ckpt"
-    result = train(tmp_path, tiny_run, f"resume_from={last}", "ablation=cann")
+    result = train(tmp_path, f"resume_from={last}", "ablation=cann")
     assert result.returncode == 2
     assert "embedder.fusion" in result.stderr.splitlines()[-1]
 
 
-def test_a_forgotten_command_is_named(tmp_path):
+def test_a_forgotten_command_is_named(unseen, tmp_path):
     result = unseen(tmp_path, "data.root=/x")
     assert result.returncode == 2
     assert "there is no command 'data.root=/x'" in result.stderr

@@ -145,9 +145,8 @@ def test_a_run_that_did_not_succeed_has_no_bundle(finished, tmp_path):
         export(tmp_path)
 
 
-def test_the_command_writes_it_beside_the_run(finished):
-    command = [sys.executable, "-m", "unseen", "export", f"run={finished.folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_command_writes_it_beside_the_run(typed, finished, tmp_path):
+    done = typed("export", f"run={finished.folder}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "unseen.load(" in done.stdout
     assert unseen.load(finished.folder / "bundle").size == 128

@@ -1,9 +1,6 @@
 """The sweep file for W&B: what its agent would type is a command of ours that runs."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,19 +55,15 @@ def test_every_command_of_an_agent_is_one_of_ours(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_command_of_an_agent_runs_and_gives_the_metric_that_is_sought(tmp_path, shown_run):
+def test_a_command_of_an_agent_runs_and_gives_the_metric_that_is_sought(typed, tmp_path, shown_run):
     words = agents_command(samples()[0])[3:]
-    command = [sys.executable, "-m", "unseen", "train", *words, *shown_run, "pictures=false"]
     environment = {
-        **os.environ,
         "WANDB_MODE": "offline",
         "WANDB_SWEEP_ID": "swp123",
         "WANDB_RUN_ID": "run456",
         "WANDB_SILENT": "true",
     }
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = typed("train", *words, *shown_run, "pictures=false", folder=tmp_path, environment=environment)
     assert result.returncode == 0, result.stderr
     found = read(tmp_path / "runs" / "wandb" / "run456")
     assert (found.run.run_id, found.run.sweep_id, found.run.job_type) == ("run456", "swp123", "tune")
