@@ -87,9 +87,8 @@ def _draw_gain(axes: Axes, row: int, runs: Sequence[Run], metric: str) -> None:
 
 def draw_adversaries(path: Path) -> Path:
     """Each form's difference from no adversary: a dot a cell, mean and 95 % interval, margin shaded."""
-    runs = load_runs(RECORDS / "adversary").finished
-    without = {_cell(run): run for run in chosen(runs, adversary="none")}
-    found = {form: _differences(chosen(runs, adversary=form), without) for form in FORMS}
+    sweeps = [load_runs(RECORDS / name).finished for name in ("adversary", "shared")]
+    found = {form: [value for runs in sweeps for value in _differences(runs, form)] for form in FORMS}
     shown = {form: values for form, values in found.items() if len(values) > 1}
     figure = new_figure(8.6, 0.36 * len(shown) + 1.6)
     axes = figure.add_axes((0.2, 0.23, 0.77, 0.6))
@@ -123,8 +122,10 @@ def _cell(run: Run) -> tuple[str, int]:
     return run.value("loss"), run.seed
 
 
-def _differences(runs: Sequence[Run], without: dict[tuple[str, int], Run]) -> list[float]:
-    pairs = [(run, without[_cell(run)]) for run in runs if _cell(run) in without]
+def _differences(runs: Sequence[Run], form: str) -> list[float]:
+    """Of a form from no adversary, in the cells of one sweep that have both."""
+    without = {_cell(run): run for run in chosen(runs, adversary="none")}
+    pairs = [(run, without[_cell(run)]) for run in chosen(runs, adversary=form) if _cell(run) in without]
     return [after - before for after, before in (percent(pair, "validation", "map_at_r") for pair in pairs)]
 
 
