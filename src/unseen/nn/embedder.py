@@ -111,17 +111,15 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Embedded:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
         maps = self.backbone(images)
-        return self._embedded(maps, self.pretrained(images).final if self._reads_pretrained else None)
+        if self.pretrained is None or self.readout is None or self.training:
+            return self._embedded(maps)
+        return self._embedded(maps, self.pretrained(images).final)
 
     def embed_maps(self, maps: FeatureMaps) -> Embedded:
         """Feature maps that a frozen backbone gave for `B` images → embedding `(B, d)` and its sources."""
-        return self._embedded(maps, maps.final if self._reads_pretrained else None)
+        return self._embedded(maps, None if self.pretrained is None else maps.final)
 
-    @property
-    def _reads_pretrained(self) -> bool:
-        return self.pretrained is not None and self.readout is not None and not self.training
-
-    def _embedded(self, maps: FeatureMaps, pretrained: Tensor | None) -> Embedded:
+    def _embedded(self, maps: FeatureMaps, pretrained: Tensor | None = None) -> Embedded:
         fused = self.fusion(maps)
         if self.training or self.readout is None:
             return Embedded(self.embed_features(fused.features), fused, maps)
