@@ -5,12 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from unseen.config.command_line import config_of_run
+from unseen.config.export import export
 from unseen.config.measure import measure_again
 from unseen.config.run import run
 from unseen.config.values import UsageError
+from unseen.deploy.bundle import load
 from unseen.tracking.record import RunRecord
 
 pytestmark = pytest.mark.slow
@@ -24,7 +29,7 @@ def trained(tiny_run, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
 
     def make(*overrides):
-        folder = root / "-".join(["run", *overrides]).replace("=", "-")
+        folder = root / "-".join(["run", *overrides]).replace("=", "-").replace("/", "_")
         if not folder.exists():
             words = [*tiny_run, *QUICK, *overrides, f"hydra.run.dir={folder}"]
             config = config_of_run("train", words, None)
@@ -32,6 +37,10 @@ def trained(tiny_run, tmp_path_factory):
         return folder
 
     return make
+
+
+def similarities(folder):
+    return np.load(folder / "queries.npz")["similarities"]
 
 
 def measured(output):
@@ -63,6 +72,28 @@ def test_another_readout_is_what_a_run_with_it_has(trained, tmp_path):
         assert record.config["embedding"]["readout"] == readout
         assert record.metrics["unseen"] == pytest.approx(wanted.metrics["unseen"], abs=1e-6)
         assert record.metrics["gap"] == pytest.approx(wanted.metrics["gap"], abs=1e-6)
+
+
+def test_the_pretrained_network_beside_a_finished_run_is_as_in_a_run_that_kept_it(
+    trained, tiny_run, tmp_path
+):
+    """And the bundle of that run has both networks."""
+    network = timm.create_model("resnet10t", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    weights = f"backbone.weights={tmp_path / 'weights.safetensors'}"
+    have, want = trained(weights), trained(weights, "lever=pretrained_features")
+    measure_again([f"runs={have}", f"output={tmp_path / 'out'}", "embedding.pretrained_share=0.5"])
+    measure_again([f"runs={want}", f"output={tmp_path / 'back'}", "embedding.pretrained_share=0"])
+    both, learned = similarities(want), similarities(have)
+    np.testing.assert_allclose(similarities(next((tmp_path / "out").iterdir())), both, atol=1e-5)
+    np.testing.assert_allclose(similarities(next((tmp_path / "back").iterdir())), learned, atol=1e-5)
+    assert np.abs(both - learned).max() > 1e-3
+    model = load(export(want, tmp_path / "bundle"))  # which compares their embeddings
+    copied = model.embedder.pretrained.network.state_dict()
+    assert all(torch.equal(copied[name], value) for name, value in network.state_dict().items())
+    random = trained("embedding.readout=features")
+    with pytest.raises(UsageError, match="started from random weights"):
+        measure_again([f"runs={random}", f"output={tmp_path}", "embedding.pretrained_share=0.5"])
 
 
 def test_what_was_measured_is_not_measured_again(trained, tmp_path, capsys):

@@ -11,8 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 
-from unseen.data.samplers import ClassBalanced, Draw, ResumableBatchSampler, Shuffled, _say_once
+from unseen.data.clusters import clusters
+from unseen.data.samplers import (
+    ClassBalanced,
+    ClusterBalanced,
+    Draw,
+    ResumableBatchSampler,
+    Shuffled,
+    _say_once,
+)
 
 Batches = list[list[Draw]]
 
@@ -220,3 +229,97 @@ def test_more_images_than_any_class_has_are_repeated_and_it_is_said(caplog: pyte
     ClassBalanced(labels_of([10, 7]), classes_per_batch=2, images_per_class=50, seed=0)
     [warning] = caplog.messages
     assert warning.startswith("sampler.images_per_class=50: no training class has more than 10 images")
+
+
+def clustered(labels: NDArray[np.int64], centres: NDArray[Any] | None, **changes: Any) -> ClusterBalanced:
+    arguments = {"classes_per_batch": 4, "images_per_class": 2, "classes_per_cluster": 4, "permuted": False}
+    sampler = ClusterBalanced(labels, **{**arguments, "seed": 0, **changes})
+    sampler.centres = centres
+    return sampler
+
+
+@given(
+    arguments=class_balanced(),
+    cluster=st.integers(1, 5),
+    epoch=st.integers(1, 9),
+    world_size=st.integers(1, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_batches_of_clusters_have_all_that_other_batches_have(
+    arguments: dict[str, Any], cluster: int, epoch: int, world_size: int
+) -> None:
+    """P×K, every image that `ClassBalanced` cannot leave out, and ranks that share one epoch."""
+    labels, per_class = arguments["labels"], arguments["images_per_class"]
+    # Some classes coincide.
+    centres = np.random.default_rng(epoch).integers(-1, 2, (labels.max() + 1, 2)).astype(float)
+    more = {**arguments, "classes_per_cluster": cluster, "centres": centres, "world_size": world_size}
+    shards = [epoch_of(clustered(**more, rank=rank), epoch) for rank in range(world_size)]
+    assert [len(shard) for shard in shards] == [
+        len(ClassBalanced(**arguments, world_size=world_size))
+    ] * world_size
+    drawn = [positions(batch) for shard in shards for batch in shard]
+    for batch in drawn:
+        counts = Counter(labels[batch].tolist())
+        assert len(counts) == arguments["classes_per_batch"]
+        assert set(counts.values()) == {per_class}
+    seen = Counter(position for batch in drawn for position in batch)
+    for label, size in Counter(labels.tolist()).items():
+        if -(-size // per_class) <= len(drawn):
+            assert min(seen[p] for p in np.flatnonzero(labels == label)) >= 1
+    places = [place for shard in shards for batch in shard for _, _, place in batch]
+    assert len(places) == len(set(places))
+
+
+def blobs(each: int = 4) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The blob of each of 5 × each classes, mixed, and their centres."""
+    generator = np.random.default_rng(0)
+    blob = generator.permutation(np.repeat(np.arange(5), each))
+    return blob, 10 * np.eye(5)[blob] + generator.normal(0, 0.1, (len(blob), 5))
+
+
+def test_a_batch_is_of_one_cluster_but_by_the_control_of_any() -> None:
+    labels, (blob, centres) = labels_of([8] * 20), blobs()
+    mixed = {}
+    for permuted in (False, True):
+        batches = epoch_of(clustered(labels, centres, permuted=permuted), 1)
+        assert Counter(p for batch in batches for p in positions(batch)) == Counter(range(160))
+        mixed[permuted] = np.mean([len(np.unique(blob[labels[positions(batch)]])) for batch in batches])
+    assert mixed[False] == 1
+    assert mixed[True] > 2
+
+
+def test_batches_depend_on_seed_epoch_and_centres_alone_and_on_none_in_the_first_epoch() -> None:
+    labels, (_, centres) = labels_of([8] * 20), blobs()
+    once = epoch_of(clustered(labels, centres), 3)
+    assert epoch_of(clustered(labels, 2 * centres.astype(np.float32)), 3) == once  # directions count
+    for other in (clustered(labels, centres, seed=1), clustered(labels, centres[::-1])):
+        assert epoch_of(other, 3) != once
+    assert epoch_of(clustered(labels, centres), 4) != once
+    sampler = clustered(labels, None)
+    plain = ClassBalanced(labels, classes_per_batch=4, images_per_class=2, seed=0)
+    assert epoch_of(sampler, 0) == epoch_of(plain, 0)
+    sampler.centres, sampler.repeats = centres, True
+    assert [positions(batch) for batch in epoch_of(sampler, 3)] == [positions(b) for b in epoch_of(plain, 0)]
+
+
+def test_clusters_are_those_of_scipy_from_the_same_start() -> None:
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(60, 3))
+    _, start = clusters(points, 5, np.random.default_rng(1))
+    found, means = clusters(points, 5, np.random.default_rng(1))
+    wanted_means, wanted = kmeans2(points, start, minit="matrix", iter=50)
+    assert np.array_equal(found, wanted)
+    np.testing.assert_allclose(means, wanted_means)
+    blob, centres = blobs(each=10)
+    found, _ = clusters(centres, 5, generator)
+    assert len({(int(one), int(other)) for one, other in zip(found, blob, strict=True)}) == 5
+    same, _ = clusters(np.ones((4, 2)), 3, generator)
+    assert set(same) <= {0, 1, 2}
+
+
+def test_one_cluster_is_none_and_sizes_are_positive(caplog: pytest.LogCaptureFixture) -> None:
+    _say_once.cache_clear()
+    clustered(labels_of([6] * 5), None, classes_per_cluster=5)
+    assert "one cluster holds all 5 classes" in caplog.text
+    with pytest.raises(ValueError, match=r"sampler\.classes_per_cluster=0: wanted at least 1"):
+        clustered(labels_of([6] * 5), None, classes_per_cluster=0)

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.evaluation import readout as module
-from unseen.evaluation.embed import embed
+from unseen.evaluation.embed import embed, fused_features
 from unseen.evaluation.readout import balanced_sample, fit_readout
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def test_it_takes_the_principal_components_of_the_training_images(tiny_run, tmp_
     fit_readout(embedder, run.data)
     assert embedder.training
     assert all(torch.equal(value, embedder.state_dict()[name]) for name, value in weights.items())
-    features = embed(embedder, run.data.loader(rows), features=True).features.double().numpy()
+    features = embed(embedder, run.data.loader(rows), features=fused_features).features.double().numpy()
     wanted = PCA(6, svd_solver="full").fit(features)
     np.testing.assert_allclose(embedder.readout.mean.numpy(), wanted.mean_, atol=1e-4)
     shared = np.linalg.svd(embedder.readout.directions.numpy() @ wanted.components_.T)[1]

@@ -115,3 +115,30 @@ def test_batch_norm_keeps_its_statistics_where_its_own_weights_rest():
 def test_an_embedding_has_a_dimension():
     with pytest.raises(ValueError, match=r"embedding\.size=0"):
         made(size=0)
+
+
+def test_the_pretrained_network_is_read_beside_the_learned_one_and_only_where_it_is_deployed():
+    embedder, given = made(readout="features", pretrained_share=0.5), images()
+    plain = nn.functional.adaptive_avg_pool2d(embedder.eval().backbone(given).final, 1).flatten(1)
+    with torch.no_grad():
+        for weight in embedder.backbone.parameters():
+            weight.mul_(1.1)
+    deployed = embedder(given)
+    torch.testing.assert_close(deployed.pretrained, plain)
+    assert not torch.allclose(deployed.fused.features, plain)
+    assert deployed.embedding.shape == (4, 7)
+    read = embedder.readout(torch.cat([deployed.fused.features, plain], dim=1))
+    torch.testing.assert_close(deployed.embedding, nn.functional.normalize(read))
+    embedder.train()
+    assert not any(module.training for module in embedder.pretrained.modules())
+    embedder.pretrained = nn.Identity()  # would fail if it were asked
+    embedded = embedder(given)
+    assert embedded.pretrained is None
+    torch.testing.assert_close(embedded.embedding, embedder.embed_features(embedded.fused.features))
+
+
+def test_a_share_is_one_and_wants_a_readout_of_features():
+    with pytest.raises(ValueError, match=r"embedding\.pretrained_share=1\.5.*in \[0, 1\]"):
+        made(readout="features", pretrained_share=1.5)
+    with pytest.raises(ValueError, match=r"pretrained_share=0\.5 with embedding\.readout=projection"):
+        made(pretrained_share=0.5)

@@ -30,6 +30,21 @@ def test_it_gives_scikit_learns_principal_components_up_to_sign(count, size):
     np.testing.assert_allclose(mine * signs, theirs, atol=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_two_networks_features_are_scaled_to_their_shares_and_reduced_together(share):
+    """Oracle: scikit-learn's components of columns that NumPy scaled."""
+    learned, other = features(200), 100 * features(200, 9, seed=2)
+    readout = Readout(20, 6, beside=9, share=share)
+    readout.fit(torch.cat([learned, other], dim=1), ONE_CLASS)
+    scaled = []
+    for part, weight in ((learned, 1 - share), (other, share)):
+        centred = part.double().numpy() - part.double().numpy().mean(0)
+        scaled.append(centred * np.sqrt(weight / centred.var(0).sum()))
+    wanted = PCA(6, svd_solver="full").fit_transform(np.concatenate(scaled, axis=1))
+    mine = readout(torch.cat([learned, other], dim=1)).numpy()
+    np.testing.assert_allclose(mine * np.sign((mine * wanted).sum(0)), wanted, atol=1e-4)
+
+
 def test_few_images_give_their_directions_first_and_others_at_right_angles():
     values, readout = features(5), Readout(20, 10)
     readout.fit(values, ONE_CLASS[:5])

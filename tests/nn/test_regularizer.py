@@ -10,8 +10,15 @@ from tests.nn.adversaries import CLASSES, FUSED, IMAGES, Maps, embedder, labels,
 from torch import nn
 from torch.nn import functional
 
+from unseen.losses import as_metric_loss, introspective
 from unseen.nn.backbone import Backbone
-from unseen.nn.regularizer import Distillation, EmbeddingMixup, RegularizerInput, SelfDistillation
+from unseen.nn.regularizer import (
+    Distillation,
+    EmbeddingMixup,
+    Introspection,
+    RegularizerInput,
+    SelfDistillation,
+)
 from unseen.nn.regularizer.relations import distances, similarities
 
 IDS = torch.arange(IMAGES)
@@ -402,3 +409,24 @@ def test_impossible_mixup_is_refused(changes, words):
 def test_fused_features_are_of_the_size_that_branches_expect():
     regularizer = SelfDistillation(embedder(), Proxies, sizes=[8], strength=1.0, temperature=1.0)
     assert regularizer.branches[0][0].in_features == FUSED
+
+
+def test_introspection_puts_the_changed_loss_in_the_place_of_the_plain_one():
+    model = embedder()
+    plain, change = as_metric_loss(ContrastiveLoss()), functools.partial(introspective, bias=4, temperature=5)
+    made = Introspection(model, lambda size: plain, introspective=change)
+    batch = sight(model, plain)
+    total = batch.metric_loss + made(batch)
+    uncertain = functional.normalize(made.uncertainty(batch.embedded.fused.features), dim=1)
+    both = torch.cat([batch.embedded.embedding, uncertain], dim=1)
+    wanted = change(plain)(both, labels(), IDS)
+    torch.testing.assert_close(total, wanted)
+    weights = [model.projection.weight, made.uncertainty.weight]
+    for mine, theirs in zip(
+        torch.autograd.grad(total, weights, retain_graph=True),
+        torch.autograd.grad(wanted, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+        assert mine.abs().max() > 0
+    assert made.new_layers() == list(made.uncertainty.parameters())

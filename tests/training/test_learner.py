@@ -13,7 +13,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.data.batch import Batch
-from unseen.evaluation.embed import embed
+from unseen.evaluation.embed import embed, fused_features
 from unseen.evaluation.measure import measure
 from unseen.losses import WeightedSum
 from unseen.tracking.record import RunRecord
@@ -155,7 +155,7 @@ def test_the_embedding_pass_keeps_order_mode_and_full_precision(tiny_run, tmp_pa
     run = made(tiny_run, tmp_path, "trainer.precision=bf16-mixed", "sampler.classes_per_batch=4")
     run.learner.train()
     rows = run.data.split.query[::-1].copy()
-    images = embed(run.learner.embedder, run.data.loader(rows), features=True)
+    images = embed(run.learner.embedder, run.data.loader(rows), features=fused_features)
     assert run.learner.training
     assert images.ids.tolist() == rows.tolist()
     assert images.labels.tolist() == run.data.manifest.labels[rows].tolist()

@@ -88,6 +88,25 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_weights_of_an_uninterrupted_on
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_introspection_of_pairs_has_a_memory_and_a_boundary_of_its_own_and_resumes(tiny_run, tmp_path):
+    typed = ["trainer.max_epochs=2", "sampler.images_per_class=2", "loss=margin", "memory=cross_batch"]
+    typed += ["memory.warmup=1", "memory.size=16", "lever=introspection"]
+    whole = made(tiny_run, tmp_path / "whole", "introspection", *typed)
+    steps = len(whole.data.train_dataloader())
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps + 2, save_top_k=-1)
+    whole.trainer.callbacks.append(every)
+    fitted(whole)
+    [own] = whole.learner.regularizer.losses
+    assert own.memory.embeddings.shape == (16, 2 * whole.learner.embedder.projection.out_features)
+    assert own.function.beta.item() != whole.learner.loss.function.beta.item() == pytest.approx(1.2)
+    again = made(tiny_run, tmp_path / "resumed", "introspection", *typed)
+    fitted(again, ckpt_path=tmp_path / f"step={steps + 2}.ckpt")
+    wanted = whole.learner.state_dict()
+    assert all(torch.equal(wanted[name], value) for name, value in again.learner.state_dict().items())
+
+
+@pytest.mark.slow
 def test_without_one_nothing_is_built_or_saved_and_the_network_starts_the_same(tiny_run, tmp_path):
     none = made(tiny_run, tmp_path / "none", "none")
     assert none.learner.regularizer is None

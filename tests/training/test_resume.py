@@ -25,14 +25,17 @@ TINY = [
     "backbone.model=test_resnet", "trainer.max_epochs=3", "embedding.size=8",
     "transforms=standard", "callbacks.audit.probe_every=0",
 ]  # fmt: skip
-BATCHES = {"batch_size": 8, "classes_per_batch": 4, "images_per_class": 2}
+BATCHES = {"batch_size": 8, "classes_per_batch": 4, "images_per_class": 2, "classes_per_cluster": 2}
 
 
 def choices(group: str) -> list[str]:
     return [f"{group}={path.stem}" for path in sorted((CONF / group).glob("[!_]*.yaml"))]
 
 
-CASES = [*choices("loss"), *choices("miner"), *choices("memory"), "+trainer.accumulate_grad_batches=2"]
+CASES = [
+    *choices("loss"), *choices("miner"), *choices("memory"), "sampler=clustered",
+    "+trainer.accumulate_grad_batches=2",
+]  # fmt: skip
 
 
 class Steps(Callback):

@@ -31,6 +31,7 @@ from unseen.tracking.dashboards.card import RunCard
 from unseen.tracking.record import essential
 from unseen.tracking.run_folder import CHECKPOINTS, LAST
 from unseen.training.averaging import WeightAveraging
+from unseen.training.centres import ClassCentres
 from unseen.training.checkpoints import Checkpoints, check_frozen_weights, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
 from unseen.training.randomness import SeedsSteps
@@ -200,6 +201,7 @@ def _build_learner(
         evaluation,
         channels_last=config.channels_last,
         regularizer=made_regularizer,
+        centres=ClassCentres(data.num_classes, size) if data.sees_centres else None,
     )
     return learner, data
 

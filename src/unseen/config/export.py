@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from unseen.tracking.record import RunRecord
 CHECKED = 64
 """Real images that the bundle must embed as the run does."""
 TOLERANCE = 1e-5
+READOUT, COPY = "readout.", "pretrained."
+"""What names of an embedder's weights begin with: of its readout, and of the pretrained network beside it."""
 
 
 def export(run: Path, output: Path | None = None) -> Path:
@@ -142,17 +145,24 @@ def trained_embedder(
     Args:
         config: of the run.
         weights: of the embedder.
-        but_readout: leave the readout as it is built; it is to be fitted anew.
+        but_readout: leave the readout as it is built; it is to be fitted anew. A pretrained network beside it
+            that the checkpoint has not is the one that training started from.
 
     Raises:
-        ValueError: the weights do not fit the config.
+        ValueError: the weights do not fit the config, or nothing pretrained is left of the run.
     """
     bare = config.copy()
-    bare.backbone.weights = "none"  # all come from the checkpoint
+    if not (but_readout and _wants_pretrained(config, weights)):
+        bare.backbone.weights = "none"  # all come from the checkpoint
     embedder = build_embedder(bare)
     if "trainable" in config:
         instantiate(config.trainable)(embedder.backbone)  # low-rank additions, which are merged once loaded
-    known = {name: value for name, value in weights.items() if not (but_readout and _is_readouts(name))}
+    own = embedder.state_dict()
+    known = {
+        name: value
+        for name, value in weights.items()
+        if not (but_readout and (name.startswith(READOUT) or (name.startswith(COPY) and name not in own)))
+    }
     missing, unexpected = embedder.load_state_dict(known, strict=False)
     if wrong := [*unexpected, *(name for name in missing if not (but_readout and _is_readouts(name)))]:
         raise ValueError(f"The weights of the checkpoint do not fit the config of its run: {wrong[0]}.")
@@ -161,7 +171,20 @@ def trained_embedder(
 
 
 def _is_readouts(name: str) -> bool:
-    return name.startswith("readout.")
+    return name.startswith((READOUT, COPY))
+
+
+def _wants_pretrained(config: DictConfig, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the pretrained network is to be deployed, and is not among the weights."""
+    share = config.embedding.get("pretrained_share")
+    if not share or any(name.startswith(COPY) for name in weights):
+        return False
+    if config.backbone.weights == "none":
+        raise ValueError(
+            f"embedding.pretrained_share={share}: the run started from random weights and kept no copy of "
+            "them. Set embedding.pretrained_share=0, or train with it."
+        )
+    return True
 
 
 def record_of(run: Path) -> RunRecord:

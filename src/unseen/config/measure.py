@@ -36,9 +36,9 @@ from unseen.workflow.run import EvaluationSettings, with_probe, with_scores
 
 SECTIONS = ("data", "protocol", "metrics", "evaluation")
 """Of the config that a run is measured by; of `embedding`, the readout is."""
-READOUT = ("embedding.readout", "embedding.whitening")
+READOUT = ("embedding.readout", "embedding.whitening", "embedding.pretrained_share")
 WEIGHTS = "backbone.weights"
-"""Of the untrained network, which is measured too: where the file lies now."""
+"""Of the untrained network, which is measured or deployed too: where the file lies now."""
 
 
 def measure_again(typed: Sequence[str], config_dir: str | None = None) -> int:

@@ -73,6 +73,7 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "adversary.sees": OneOf(("fused", "embedding")),
     "regularizer.into": OneOf(("embedding", "fused")),
     "embedding.readout": OneOf(("features", "projection")),
+    "embedding.pretrained_share": Limits(0, 1, whole=False),
     "metrics.*_at": ListOf(Limits(1)),
     "metrics.similarity": OneOf(("cosine", "euclidean", "dot")),
     "metrics.without_relevant": OneOf(("skip", "zero")),

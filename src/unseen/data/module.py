@@ -274,6 +274,11 @@ class DataModule(LightningDataModule):
         """Seen classes, C."""
         return self.split.num_classes
 
+    @property
+    def sees_centres(self) -> bool:
+        """Whether training batches depend on where the classes lie; see `ResumableBatchSampler.centres`."""
+        return self._make_sampler().sees_centres
+
     def image(self, row: int) -> Pixels:
         """One image as evaluation sees it, `(S, S, 3)` uint8, for pictures."""
         prepared: Tensor = self.transforms.evaluation(_channels_first(self.images[row]))

@@ -1,5 +1,7 @@
 """Which images stand in which batch: pure functions of (seed, epoch), sharded over ranks, resumable anywhere.
 
+One is also a function of where the classes lie when the epoch begins.
+
 A batch is a list of `(position, epoch, place)`: the position of an image among the training images, the
 epoch, and the place of this draw in the epoch, so that augmentation too can be a pure function of what it is
 applied to, and differs between two draws of one image.
@@ -12,10 +14,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from unseen.data.clusters import clusters, squared_distances
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +34,13 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
         seed: of every epoch's order.
         rank: which of the processes this is.
         world_size: how many processes share an epoch; each gets the same number of batches.
+
+    Attributes:
+        centres: of the classes in the embedding as an epoch begins, `(C, d)`, where they are known.
     """
+
+    sees_centres: ClassVar[bool] = False
+    """Whether its batches depend on them."""
 
     def __init__(self, *, seed: int, rank: int, world_size: int) -> None:
         self.seed = seed
@@ -38,6 +49,7 @@ class ResumableBatchSampler(Sampler[list[Draw]], ABC):
         self.epoch = 0
         self.start = 0
         self.repeats = False
+        self.centres: NDArray[np.floating] | None = None
 
     @property
     def sampler(self) -> ResumableBatchSampler:
@@ -199,6 +211,98 @@ class ClassBalanced(ResumableBatchSampler):
             others = np.setdiff1d(np.arange(len(self.members)), list(batch))
             for member in generator.permutation(others)[:missing]:
                 batch[member] = self._groups(member, generator)[0]
+
+
+class ClusterBalanced(ClassBalanced):
+    """P×K as `ClassBalanced`, of classes that lie close together in the embedding, so that pairs are hard.
+
+    As an epoch begins, the directions of the class centres fall into clusters (k-means). A batch starts from
+    a class of which most is left to see, takes classes of its cluster, then of the nearest others. Every
+    image is seen as often as by `ClassBalanced`: what must be in every batch that is left, is. Until there
+    are centres, in the first epoch, classes are mixed at random.
+
+    Args:
+        labels: `(N,)` of the training images, in 0..C-1.
+        classes_per_batch: see `ClassBalanced`.
+        images_per_class: likewise.
+        classes_per_cluster: on average; there are C by as many clusters, rounded up.
+        permuted: the control: clusters of the same sizes, of classes drawn at random.
+        seed: see `ResumableBatchSampler`.
+        rank: likewise.
+        world_size: likewise.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    sees_centres = True
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        *,
+        classes_per_batch: int,
+        images_per_class: int,
+        classes_per_cluster: int,
+        permuted: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(
+            labels,
+            classes_per_batch=classes_per_batch,
+            images_per_class=images_per_class,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        if classes_per_cluster < 1:
+            raise ValueError(f"sampler.classes_per_cluster={classes_per_cluster}: wanted at least 1.")
+        self.cluster_count = -(-len(self.members) // classes_per_cluster)
+        if self.cluster_count == 1:
+            _say_once(
+                f"sampler.classes_per_cluster={classes_per_cluster}: one cluster holds all "
+                f"{len(self.members)} classes of the training split, so batches are mixed at random."
+            )
+        self.permuted = permuted
+
+    def batches(self, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+        """See `ResumableBatchSampler.batches`."""
+        if self.centres is None or self.repeats:
+            return super().batches(generator)
+        cluster, nearness = self._clusters(self.centres, generator)
+        groups = [self._groups(member, generator)[: self.batch_count] for member in range(len(self.members))]
+        left = np.array([len(group) for group in groups])
+        made = []
+        for batches_left in range(self.batch_count, 0, -1):
+            wanted = left + generator.random(len(left))
+            near = nearness[cluster[wanted.argmax()], cluster]
+            # First what each batch needs that is left, else it is not all seen; last what is seen already.
+            order = np.lexsort((-wanted, near, left == 0, left < batches_left))
+            chosen = order[: self.classes_per_batch]
+            made.append(
+                np.concatenate(
+                    [
+                        groups[member][-left[member]] if left[member] else self._groups(member, generator)[0]
+                        for member in chosen
+                    ]
+                )
+            )
+            left[chosen] = np.maximum(left[chosen] - 1, 0)
+        # The last ones are what was left over: not for the end of every epoch, nor for one rank.
+        return [made[number] for number in generator.permutation(len(made))]
+
+    def _clusters(
+        self, centres: NDArray[np.floating], generator: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The cluster of each class, `(C,)`; how many clusters lie nearer to one than another, `(k, k)`."""
+        lengths = np.linalg.norm(centres, axis=1, keepdims=True)
+        directions = centres / np.where(lengths > 0, lengths, 1)
+        cluster, means = clusters(directions, self.cluster_count, generator)
+        if self.permuted:
+            cluster = generator.permutation(cluster)
+        return cluster, squared_distances(means, means).argsort(axis=1).argsort(axis=1)
 
 
 @functools.cache

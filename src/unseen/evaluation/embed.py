@@ -1,8 +1,8 @@
-"""One pass over images: embeddings, labels, ids, and the fused features where a probe wants them."""
+"""One pass over images: embeddings, labels, ids, and features where a probe or a readout wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class EmbeddedImages:
 
     Args:
         embeddings: `(N, d)`, where they are searched: on the embedder's CUDA device, else on the CPU.
-        features: fused features `(N, D)` on the CPU; `(N, 0)` when they were not asked for.
+        features: `(N, D)` on the CPU; `(N, 0)` when none were asked for.
         labels: `(N,)` int64 on the CPU, the manifest's.
         ids: `(N,)` int64 on the CPU, rows of the manifest.
     """
@@ -51,8 +51,15 @@ class EmbeddedImages:
         return self.embeddings, self.features, self.labels, self.ids
 
 
+def fused_features(embedded: Embedded) -> Tensor:
+    """`(B, D)`, what a probe looks at."""
+    return embedded.fused.features
+
+
 @torch.inference_mode()
-def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False) -> EmbeddedImages:
+def embed(
+    embedder: nn.Module, batches: Iterable[Batch], features: Callable[[Embedded], Tensor] | None = None
+) -> EmbeddedImages:
     """Embed every image, in evaluation mode and without autocast.
 
     Validation and measurement thereby have one precision, whatever training ran in. The mode of each module
@@ -61,7 +68,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
     Args:
         embedder: an `Embedder`, or any module that gives an `Embedded`, on the device to use.
         batches: images, or their feature maps, in order, as a loader without shuffling gives them.
-        features: keep the fused features too.
+        features: what is kept beside the embeddings, such as `fused_features`.
 
     Raises:
         ValueError: there is no image.
@@ -72,7 +79,7 @@ def embed(embedder: nn.Module, batches: Iterable[Batch], features: bool = False)
     with evaluating(embedder), torch.autocast(device.type, enabled=False):
         for batch in batches:
             embedded = _embedded(embedder, batch, device)
-            kept = embedded.fused.features if features else embedded.fused.features[:, :0]
+            kept = features(embedded) if features else embedded.embedding[:, :0]
             columns.append(
                 (embedded.embedding.float().to(searched_on), kept.float().cpu(), batch.labels, batch.ids)
             )

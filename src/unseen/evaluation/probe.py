@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unseen.data.module import DataModule
 from unseen.data.split import Rows
-from unseen.evaluation.embed import embed
+from unseen.evaluation.embed import embed, fused_features
 from unseen.evaluation.galleries import ascending, matched_galleries, shuffled_classes
 
 
@@ -74,7 +74,7 @@ def probe_rows(
     drawn = [places[:images] for places in members if len(places) > 1][:classes]
     if len(drawn) < 2:
         return float("nan")
-    probed = embed(embedder, data.loader(rows[ascending(drawn)]), features=True)
+    probed = embed(embedder, data.loader(rows[ascending(drawn)]), features=fused_features)
     return probe_accuracy(probed.features, probed.labels)
 
 

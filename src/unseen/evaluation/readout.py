@@ -30,7 +30,7 @@ def fit_readout(embedder: Embedder, data: DataModule) -> None:
     rows = data.split.train
     count = max(AT_LEAST, 2 * len(embedder.readout.directions))
     sample = rows[balanced_sample(np.asarray(data.manifest.labels)[rows], count)]
-    found = embed(embedder, data.loader(sample), features=True)
+    found = embed(embedder, data.loader(sample), features=lambda embedded: embedded.read)
     embedder.readout.fit(found.features, found.labels)
 
 

@@ -1,6 +1,7 @@
 """Embeddings and labels → a scalar. Built on pytorch-metric-learning, behind `adapter`."""
 
 from unseen.losses.adapter import MetricLoss, as_metric_loss, pair_loss, proxy_loss
+from unseen.losses.introspection import introspective
 from unseen.losses.memory import CrossBatchMemory, not_remembering
 from unseen.losses.parameters import parameters_by_kind
 from unseen.losses.virtual import loss_among
@@ -11,6 +12,7 @@ __all__ = [
     "MetricLoss",
     "WeightedSum",
     "as_metric_loss",
+    "introspective",
     "loss_among",
     "not_remembering",
     "pair_loss",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,11 +22,19 @@ class Embedded(NamedTuple):
         embedding: `(B, d)`.
         fused: features `(B, D)` and attention maps.
         maps: the backbone's feature maps.
+        pretrained: pooled final map of the pretrained network, `(B, C)`, where it is deployed too.
     """
 
     embedding: Tensor
     fused: Fused
     maps: FeatureMaps
+    pretrained: Tensor | None = None
+
+    @property
+    def read(self) -> Tensor:
+        """What a readout reads: `(B, D)`, or `(B, D + C)` with the pretrained network's beside them."""
+        features = self.fused.features
+        return features if self.pretrained is None else torch.cat([features, self.pretrained], dim=1)
 
 
 class Embedder(nn.Module):
@@ -44,12 +54,17 @@ class Embedder(nn.Module):
             `projection` that the loss sees.
         whitening: of the features' readout; see `Readout`.
         frozen_batch_norm: keep every batch norm of the backbone at the statistics it has.
+        pretrained_share: s > 0 has a frozen copy of the backbone as it is given here, whose pooled final map
+            is deployed beside the features, by the share s; see `Readout`. Networks from before this could
+            be chosen have none.
 
     Attributes:
+        pretrained: that copy, or none.
         overrides: of the configuration it was built from by `unseen.embedder`; none for one built of objects.
 
     Raises:
-        ValueError: the size is below 1, `readout` unknown, or `whitening` not above 0.
+        ValueError: the size is below 1, `readout` unknown, `whitening` not above 0, or `pretrained_share`
+            outside [0, 1] or without a readout of features.
     """
 
     overrides: tuple[str, ...] | None = None
@@ -65,17 +80,29 @@ class Embedder(nn.Module):
         readout: Literal["features", "projection"],
         whitening: float | None,
         frozen_batch_norm: bool,
+        pretrained_share: float = 0.0,
     ) -> None:
         super().__init__()
         if size < 1:
             raise ValueError(f"embedding.size={size}: an embedding has at least 1 dimension.")
         if readout not in ("features", "projection"):
             raise ValueError(f"embedding.readout={readout}: choices are features, projection.")
+        if not 0 <= pretrained_share <= 1:
+            raise ValueError(f"embedding.pretrained_share={pretrained_share}: wanted a share in [0, 1].")
+        if pretrained_share and readout != "features":
+            raise ValueError(
+                f"embedding.pretrained_share={pretrained_share} with embedding.readout={readout}: the "
+                "pretrained network's features lie beside features. Set embedding.readout=features."
+            )
         self.backbone = backbone
+        self.pretrained = _frozen_copy(backbone) if pretrained_share else None
         self.fusion = fusion(tap_channels=backbone.tap_channels, final_channels=backbone.final_channels)
         features: int = self.fusion.out_features  # type: ignore[assignment]
         self.projection = nn.Linear(features, size)
-        self.readout = Readout(features, size, whitening) if readout == "features" else None
+        beside = backbone.final_channels if pretrained_share else 0
+        self.readout = (
+            Readout(features, size, whitening, beside, pretrained_share) if readout == "features" else None
+        )
         self.normalize = normalize
         self.layer_norm = layer_norm
         self.frozen_batch_norm = frozen_batch_norm
@@ -83,15 +110,25 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Embedded:
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → embedding `(B, d)` and its sources."""
-        return self.embed_maps(self.backbone(images))
+        maps = self.backbone(images)
+        if self.pretrained is None or self.readout is None or self.training:
+            return self._embedded(maps)
+        return self._embedded(maps, self.pretrained(images).final)
 
     def embed_maps(self, maps: FeatureMaps) -> Embedded:
-        """The backbone's feature maps of `B` images → embedding `(B, d)` and its sources."""
+        """Feature maps that a frozen backbone gave for `B` images → embedding `(B, d)` and its sources."""
+        return self._embedded(maps, None if self.pretrained is None else maps.final)
+
+    def _embedded(self, maps: FeatureMaps, pretrained: Tensor | None = None) -> Embedded:
         fused = self.fusion(maps)
         if self.training or self.readout is None:
             return Embedded(self.embed_features(fused.features), fused, maps)
-        embedding = self.readout(fused.features)
-        return Embedded(functional.normalize(embedding, dim=1) if self.normalize else embedding, fused, maps)
+        beside = None if pretrained is None else pretrained.mean((2, 3))
+        sources = Embedded(fused.features, fused, maps, beside)
+        embedding = self.readout(sources.read)
+        if self.normalize:
+            embedding = functional.normalize(embedding, dim=1)
+        return sources._replace(embedding=embedding)
 
     def embed_features(self, features: Tensor) -> Tensor:
         """Fused features `(B, D)` → the embedding that the loss sees, `(B, d)`."""
@@ -127,3 +164,9 @@ class Embedder(nn.Module):
                 own = list(module.parameters()) or self.backbone.parameters()
                 module.train(not self.frozen_batch_norm and any(weight.requires_grad for weight in own))
         return self
+
+
+def _frozen_copy(backbone: Backbone) -> Backbone:
+    frozen = copy.deepcopy(backbone)
+    frozen.freeze()
+    return frozen

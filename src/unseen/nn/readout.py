@@ -20,13 +20,19 @@ class Readout(nn.Module):
     classes. It is the within-class covariance normalisation of Hatch et al. (2006, "Within-class covariance
     normalization for SVM-based speaker recognition", of unseen speakers), shrunk.
 
-    Until `fit`, m is zero, P random and T left out.
+    With `beside`, the features of a second network lie beside them: `e = T P S ([f; g] − m)`, in as many
+    dimensions. S brings each part to a total variance of its own over the training images, 1 − s of f and s
+    of g, so that neither outweighs the other by its size.
+
+    Until `fit`, m is zero, P random, T and S left out.
 
     Args:
         in_features: D.
         size: d; dimensions beyond D stay zero.
         whitening: w, in units of the mean variance within classes: the smaller, the more directions are
             evened out. None leaves T out.
+        beside: C, of the second network's features; 0 for none.
+        share: s, of them.
 
     Raises:
         ValueError: `whitening` is not above 0.
@@ -35,16 +41,24 @@ class Readout(nn.Module):
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, in_features: int, size: int, whitening: float | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        size: int,
+        whitening: float | None = None,
+        beside: int = 0,
+        share: float = 0.0,
+    ) -> None:
         super().__init__()
         if whitening is not None and not whitening > 0:
             raise ValueError(f"embedding.whitening={whitening}: wanted a number above 0, or null for none.")
         self.whitening = whitening
-        self.register_buffer("mean", torch.zeros(in_features))
-        self.register_buffer("directions", _completed(torch.zeros(in_features, 0), size))
+        self.sizes, self.shares = (in_features, beside), (1 - share, share)
+        self.register_buffer("mean", torch.zeros(sum(self.sizes)))
+        self.register_buffer("directions", _completed(torch.zeros(sum(self.sizes), 0), size))
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(B, D)` → `(B, d)`, float32."""
+        """`(B, D)`, or `(B, D + C)` with those beside, → `(B, d)`, float32."""
         return (features.float() - self.mean) @ self.directions.T
 
     @torch.no_grad()
@@ -56,7 +70,7 @@ class Readout(nn.Module):
         training that diverged, change nothing. Where no class has two images, T is left out.
 
         Args:
-            features: fused, `(N, D)`.
+            features: fused, `(N, D)`; with those beside, `(N, D + C)`.
             labels: `(N,)`; only for T.
         """
         if not bool(features.isfinite().all()):
@@ -64,13 +78,28 @@ class Readout(nn.Module):
         # On the CPU, as MPS has neither float64 nor this decomposition.
         values = features.to("cpu", torch.float32)
         mean = values.mean(dim=0)
-        principal = principal_directions(values - mean, len(self.directions))
+        scales = self._scales(values - mean)
+        scaled = (values - mean) * scales
+        principal = principal_directions(scaled, len(self.directions))
         self.mean.copy_(mean)
         directions = _completed(principal.T, len(self.directions))
         if self.whitening is not None:
-            even = evening((values - mean) @ directions.T, labels.cpu(), self.whitening)
+            even = evening(scaled @ directions.T, labels.cpu(), self.whitening)
             directions = (even @ directions.double()).float()
-        self.directions.copy_(directions)
+        self.directions.copy_(directions * scales)
+
+    def _scales(self, centred: Tensor) -> Tensor:
+        """The diagonal of S, `(D + C,)`; 1 for features alone."""
+        if not self.sizes[1]:
+            return torch.ones(())
+        variances = [part.square().sum() / len(centred) for part in centred.split(self.sizes, dim=1)]
+        return torch.cat(
+            [
+                # A part that is the same for all images tells nothing, at any scale.
+                (share / variance.clamp(min=1e-12)).sqrt().expand(size)
+                for share, variance, size in zip(self.shares, variances, self.sizes, strict=True)
+            ]
+        )
 
 
 def principal_directions(centred: Tensor, count: int) -> Tensor:

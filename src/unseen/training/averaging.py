@@ -187,11 +187,11 @@ def _learner(module: LightningModule) -> MetricLearner:
 
 
 def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those that are averaged: not what counts batches, and not the readout."""
+    """Those that are averaged: not what counts batches, not the readout, and not the pretrained network."""
     return {
         name: value
         for name, value in state.items()
-        if value.is_floating_point() and not name.startswith("readout.")
+        if value.is_floating_point() and not name.startswith(("readout.", "pretrained."))
     }
 
 

@@ -23,6 +23,7 @@ from unseen.nn.embedder import Embedded, Embedder
 from unseen.nn.regularizer import Regularizer, RegularizerInput
 from unseen.nn.trainable import everything, layers
 from unseen.retrieval import RetrievalMetric, evaluate
+from unseen.training.centres import ClassCentres
 from unseen.training.optimization import Optimization, pull_back
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class MetricLearner(LightningModule):
         evaluate: embeddings `(N, d)` and labels `(N,)` → retrieval result; for the validation classes.
         channels_last: keep images and weights in the memory layout that CPU and GPU convolutions prefer.
         regularizer: what is added to the loss, or none.
+        centres: of the classes, for a sampler that wants them, or none.
 
     Attributes:
         pretrained: that copy, or none.
@@ -63,6 +65,7 @@ class MetricLearner(LightningModule):
         evaluate: Callable[..., Any] = evaluate,
         channels_last: bool = True,
         regularizer: Regularizer | None = None,
+        centres: ClassCentres | None = None,
     ) -> None:
         super().__init__()
         layout = memory_layout(channels_last)
@@ -70,6 +73,7 @@ class MetricLearner(LightningModule):
         self.loss = loss
         self.adversary = adversary
         self.regularizer = None if regularizer is None else regularizer.to(memory_format=layout)
+        self.centres = centres
         self.optimization = optimization
         chosen = everything(embedder.backbone) if trainable is None else trainable
         self.trainable = frozenset() if embedder.backbone.frozen else chosen
@@ -98,6 +102,9 @@ class MetricLearner(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step on images `(B, 3, H, W)`, or on their feature maps, with seen labels."""
         embedded = self._embedded(batch)
+        if self.centres is not None:
+            everyones = self.all_gather((embedded.embedding.detach(), batch.labels))
+            self.centres.add(everyones[0].flatten(0, -2), everyones[1].flatten())
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
         # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
@@ -216,6 +223,15 @@ class MetricLearner(LightningModule):
         """Freeze the backbone during its warm-up; a pure function of the epoch, so it resumes."""
         rests = self.current_epoch < self.optimization.frozen_backbone_epochs
         self.embedder.choose_trainable(() if rests else self.trainable)
+        self._tell_centres()
+
+    def _tell_centres(self) -> None:
+        """Let the sampler of this epoch know them, before it makes its first batch."""
+        centres = None if self.centres is None else self.centres.begin(self.current_epoch)
+        if centres is not None:
+            # Sums on GPUs differ in their last digits; batches must not, between processes.
+            same = self.trainer.strategy.broadcast(centres.cpu())
+            self.trainer.train_dataloader.batch_sampler.centres = same.numpy()  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Pull the backbone back to where it started, if asked for."""

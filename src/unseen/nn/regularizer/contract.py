@@ -72,3 +72,23 @@ def check_strength(strength: float) -> None:
     """
     if not strength > 0:
         raise ValueError(f"regularizer.strength={strength}: wanted a positive number, or regularizer=none.")
+
+
+def made_anew(loss: MakeLoss, size: int, regularizer: str) -> nn.Module:
+    """The metric loss for embeddings of another size.
+
+    Args:
+        loss: makes it.
+        size: of the embeddings.
+        regularizer: whose choice is named when it cannot be.
+
+    Raises:
+        ValueError: the loss is an object with parameters or a memory, which can be of one size only.
+    """
+    made = loss(size)
+    if made is loss(size) and made.state_dict():
+        raise ValueError(
+            f"regularizer={regularizer} makes the loss anew for embeddings of another size, but the loss is "
+            f"an object ({type(made).__name__}) with parameters or a memory. Give the loss by its name."
+        )
+    return made

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from unseen.nn.embedder import Embedder
-from unseen.nn.regularizer.contract import MakeLoss, Regularizer, RegularizerInput, check_strength
+from unseen.nn.regularizer.contract import (
+    MakeLoss,
+    Regularizer,
+    RegularizerInput,
+    check_strength,
+    made_anew,
+)
 from unseen.nn.regularizer.relations import similarities
 
 
@@ -52,7 +58,7 @@ class SelfDistillation(Regularizer):
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Linear(features, size), nn.ReLU(), nn.Linear(size, size)) for size in sizes
         )
-        self.losses.extend(_made_anew(loss, size) for size in sizes)
+        self.losses.extend(made_anew(loss, size, "self_distillation") for size in sizes)
 
     def forward(self, batch: RegularizerInput) -> Tensor:
         """What is to be added to `L(e)`."""
@@ -64,13 +70,3 @@ class SelfDistillation(Regularizer):
             divergences.append(similarities(embedding, larger, temperature=self.temperature))
         of_branches = torch.stack(losses).mean()
         return (of_branches - batch.metric_loss) / 2 + self.strength * torch.stack(divergences).mean()
-
-
-def _made_anew(loss: MakeLoss, size: int) -> nn.Module:
-    made = loss(size)
-    if made is loss(size) and made.state_dict():
-        raise ValueError(
-            "regularizer=self_distillation makes the loss anew for embeddings of another size, but the loss "
-            f"is an object ({type(made).__name__}) with parameters or a memory. Give the loss by its name."
-        )
-    return made
