@@ -4,6 +4,8 @@
     python benchmarks/retrieval.py --sizes cub --repeats 1
     python benchmarks/retrieval.py --decay 0           # isotropic embeddings, the hardest for low precision
     python benchmarks/retrieval.py --sizes million     # queries against 10^6 x 128 on a slice, extrapolated
+    python benchmarks/retrieval.py --embeddings real.npz      # `vectors` (N, d) float32 and `labels` (N,)
+    python benchmarks/retrieval.py --processor-time --threads 1      # on a machine that others use too
 
 Every measurement is a process of its own, and methods take turns within a repetition, so that a busy machine
 disturbs all alike. Peak memory is what a process needs beyond the interpreter and the embeddings.
@@ -137,17 +139,18 @@ def warm_up(method: str, vectors: np.ndarray) -> None:
         search(vectors[:512], k=8, precision=precision)
 
 
-def measure(method: str, folder: Path, threads: int) -> None:
+def measure(method: str, folder: Path, options: argparse.Namespace) -> None:
     """Run one method once and print what it took as JSON."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     vectors, labels = np.load(folder / "vectors.npy"), np.load(folder / "labels.npy")
     work = METHODS[method][1]
+    clock = time.process_time if options.processor_time else time.perf_counter
     warm_up(method, vectors)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    begin = time.perf_counter()
+    begin = clock()
     metrics = work(vectors, labels)
-    seconds = time.perf_counter() - begin
+    seconds = clock() - begin
     print(json.dumps({"seconds": seconds, "bytes": memory("VmHWM") - before, "metrics": metrics}))
 
 
@@ -198,17 +201,23 @@ def in_process(arguments: list[str], threads: int) -> str:
 
 
 def compare(name: str, options: argparse.Namespace, folder: Path) -> None:
-    """Measure all methods on one size and print their table."""
-    vectors, labels = clustered(*SIZES[name], options.decay)
+    """Measure all methods on one set of embeddings and print their table."""
+    if options.embeddings:
+        given = np.load(options.embeddings)
+        vectors, labels, geometry = given["vectors"], given["labels"], "as given"
+    else:
+        vectors, labels = clustered(*SIZES[name], options.decay)
+        geometry = f"spectrum i^-{options.decay:g}"
     np.save(folder / "vectors.npy", vectors)
     np.save(folder / "labels.npy", labels)
     found: dict[str, list[dict]] = {method: [] for method in options.methods}
     for _ in range(options.repeats):
         for method in options.methods:
             arguments = ["--measure", method, "--folder", str(folder)]
+            arguments += ["--processor-time"] if options.processor_time else []
             found[method].append(json.loads(in_process(arguments, options.threads).splitlines()[-1]))
-    count, classes, width = SIZES[name]
-    print(f"\n### {name}: {count:,} × {width}, {classes:,} classes, spectrum i^-{options.decay:g}\n")
+    (count, width), classes = vectors.shape, len(np.unique(labels))
+    print(f"\n### {name}: {count:,} × {width}, {classes:,} classes, {geometry}\n")
     print("| method | median s | min–max s | time, first = 1 | peak MiB | same results |")
     print("|---|---:|---|---:|---:|---|")
     base = found["ours"][0]["metrics"] if "ours" in found else {}
@@ -273,17 +282,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--decay", type=float, default=1.0, help="principal variances fall as i^-decay")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--embeddings", type=Path, help="`.npz` of `vectors` and `labels`, in place of --sizes"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="seconds that a processor worked, of all threads together, in place of the clock's",
+    )
     parser.add_argument("--queries", type=int, default=20_000, help="of the slice, for --sizes million")
     parser.add_argument("--measure", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--breakdown", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure, options.folder, options.threads)
+        return measure(options.measure, options.folder, options)
     if options.breakdown:
         return breakdown(options.folder, options.threads)
     print(f"Machine: {machine(options.threads)}\n\nCommand: `python {' '.join(sys.argv)}`")
-    for name in options.sizes:
+    for name in [options.embeddings.stem] if options.embeddings else options.sizes:
         if name == "million":
             million(options)
             continue

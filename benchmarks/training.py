@@ -3,6 +3,8 @@
     python benchmarks/training.py                         # ResNet-18 at 112, photographs of 500 × 375
     python benchmarks/training.py --backbone resnet10t --image-size 64 --steps 6 --repeats 2     # 2 minutes
     python benchmarks/training.py experiment=mobilenetv2_128 trainer.precision=bf16-mixed data.cache=ram
+    python benchmarks/training.py --backbone resnet50 --image-size 224 sampler.batch_size=16
+    python benchmarks/training.py --processor-time data.workers=0     # on a machine that others use too
 
 Further arguments are those of `unseen train`. Contenders take turns within a repetition, so that a busy
 machine disturbs all alike; the first step of each, which warms up, is not counted. The bare loop is forward,
@@ -44,24 +46,41 @@ from unseen.training.progress import quiet  # noqa: E402
 from unseen.training.throughput import Throughput  # noqa: E402
 from unseen.workflow.run import Run  # noqa: E402
 
+Clock = Callable[[], float]
 BATCH_SIZE = 64
 METHODS = {
     "baseline": ["ablation=baseline"],
     "gdfl": ["ablation=gdfl"],
     "gdfl, low rank": ["ablation=custom", "fusion=attention_low_rank"],
     "full": ["ablation=full", "adversary.silent_epochs=0"],
+    "full, low rank": [
+        *("ablation=custom", "fusion=attention_low_rank", "adversary=grl", "adversary.silent_epochs=0")
+    ],
 }
 
 
 class Watch(Callback):
-    """When the first step was done, and what the audit at the epoch's end takes."""
+    """When the first step was done, what the audit at the epoch's end takes, and the processor's time."""
 
     first_step = float("nan")
     audit = 0.0
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def __init__(self) -> None:
+        self.images: list[int] = []
+        self.marks: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images.append(len(batch.labels))
+        self.marks.append(time.process_time())
         if self.first_step != self.first_step:
             self.first_step = time.perf_counter() - STARTED
+
+    @property
+    def images_per_processor_second(self) -> float:
+        """Over all steps but the first, which warms up."""
+        return sum(self.images[1:]) / (self.marks[-1] - self.marks[0])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         audit = next(one for one in trainer.callbacks if isinstance(one, AdversaryAudit))
@@ -94,7 +113,11 @@ def trained(run: Run) -> Throughput:
     return next(one for one in run.trainer.callbacks if isinstance(one, Throughput))  # type: ignore[attr-defined]
 
 
-def bare(run: Run, steps: int) -> float:
+def size_of_batches(run: Run) -> int:
+    return len(next(iter(run.data.train_dataloader())).labels)
+
+
+def bare(run: Run, steps: int, clock: Clock) -> float:
     """Images a second."""
     learner = run.learner.train()
     batches = [batch for batch, _ in zip(run.data.train_dataloader(), range(4), strict=False)]
@@ -102,14 +125,14 @@ def bare(run: Run, steps: int) -> float:
     half = "bf16" in str(run.trainer.precision)
     for step in range(steps):
         if step == 1:
-            start = time.perf_counter()
+            start = clock()
         batch = batches[step % len(batches)]
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = learner.loss(learner(batch.images).embedding, batch.labels, batch.ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return (steps - 1) * BATCH_SIZE / (time.perf_counter() - start)
+    return (steps - 1) * len(batches[0].labels) / (clock() - start)
 
 
 class Embedding(torch.nn.Module):
@@ -123,36 +146,37 @@ class Embedding(torch.nn.Module):
         return self.learner(images).embedding
 
 
-def theirs(run: Run, images: Path, steps: int) -> float:
+def theirs(run: Run, images: Path, steps: int, clock: Clock) -> float:
     """Images a second of pytorch-metric-learning's trainer: PIL and torchvision as its examples have them."""
     manifest = folder.read(images, split="order", train_fraction=0.75, seed=0, listed="test")
     network = Embedding(run).train()
+    batch_size = size_of_batches(run)
     marks: list[float] = []
     trainer = MetricLossOnly(
         models={"trunk": network, "embedder": torch.nn.Identity()},
         optimizers={"trunk_optimizer": torch.optim.AdamW(network.parameters(), lr=1e-5)},
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         loss_funcs={"metric_loss": MultiSimilarityLoss()},
         dataset=Plain(manifest, run.data.split.train, run.learner.embedder.backbone.image_size),
         dataloader_num_workers=run.data.workers,
         iterations_per_epoch=steps,
         data_device=torch.device("cpu"),
-        end_of_iteration_hook=lambda trainer: marks.append(time.perf_counter()),
+        end_of_iteration_hook=lambda trainer: marks.append(clock()),
     )
     trainer.train(num_epochs=1)
-    return (len(marks) - 1) * BATCH_SIZE / (marks[-1] - marks[0])
+    return (len(marks) - 1) * batch_size / (marks[-1] - marks[0])
 
 
-def median_seconds(function: Callable[[], object], repeats: int = 5) -> float:
+def median_seconds(function: Callable[[], object], clock: Clock, repeats: int = 5) -> float:
     seconds = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock()
         function()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return statistics.median(seconds[1:])
 
 
-def parts(run: Run) -> dict[str, float]:
+def parts(run: Run, clock: Clock) -> dict[str, float]:
     """Milliseconds an image of the parts of a step alone: forward and backward where there is a gradient."""
     dataset = run.data.train_dataloader().dataset
     batch = next(iter(run.data.train_dataloader()))
@@ -170,13 +194,14 @@ def parts(run: Run) -> dict[str, float]:
         run.learner.loss(embedding, batch.labels, batch.ids).backward()
 
     def decoding() -> None:
-        for place in range(BATCH_SIZE):
+        for place in range(len(batch.labels)):
             dataset[(place, 0, place)]
 
+    per_image = 1000 / len(batch.labels)
     return {
-        "decoding and augmentation, in one process": 1000 * median_seconds(decoding) / BATCH_SIZE,
-        "fusion": 1000 * median_seconds(fusion) / BATCH_SIZE,
-        "loss": 1000 * median_seconds(loss) / BATCH_SIZE,
+        "decoding and augmentation, in one process": per_image * median_seconds(decoding, clock),
+        "fusion": per_image * median_seconds(fusion, clock),
+        "loss": per_image * median_seconds(loss, clock),
     }
 
 
@@ -199,6 +224,7 @@ def start_here(images: Path, overrides: Sequence[str]) -> None:
 
 def measure(options: argparse.Namespace, overrides: list[str], images: Path, where: Path) -> None:
     make = functools.partial(run_of, images, where)
+    clock = time.process_time if options.processor_time else time.perf_counter
     made = make([*overrides, *METHODS["baseline"]])
     waiting: dict[str, list[float]] = {name: [] for name in METHODS}
     audits: list[float] = []
@@ -208,10 +234,10 @@ def measure(options: argparse.Namespace, overrides: list[str], images: Path, whe
         throughput = trained(make([*overrides, *METHODS[name]], watch))
         waiting[name].append(throughput.waiting)
         audits.append(watch.audit)
-        return throughput.images_per_second
+        return watch.images_per_processor_second if options.processor_time else throughput.images_per_second
 
     def bare_of(name: str) -> float:
-        return bare(make([*overrides, *METHODS[name]]), options.steps)
+        return bare(make([*overrides, *METHODS[name]]), options.steps, clock)
 
     contenders: dict[str, Callable[[], float]] = {
         "bare steps, baseline": lambda: bare_of("baseline"),
@@ -220,7 +246,7 @@ def measure(options: argparse.Namespace, overrides: list[str], images: Path, whe
     }
     if "bf16" not in str(made.trainer.precision):
         contenders["pytorch-metric-learning, baseline"] = lambda: theirs(
-            make([*overrides, *METHODS["baseline"]]), images, options.steps
+            make([*overrides, *METHODS["baseline"]]), images, options.steps, clock
         )
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.repeats):
@@ -240,7 +266,7 @@ def measure(options: argparse.Namespace, overrides: list[str], images: Path, whe
     step = 1000 / statistics.median(speeds["unseen, gdfl"])
     adversary = 1000 / statistics.median(speeds["unseen, full"]) - step
     print(f"\nOf gdfl's {step:.2f} ms an image:\n\n| | ms an image | share |\n|---|---:|---:|")
-    rows = parts(make([*overrides, *METHODS["gdfl"]]))
+    rows = parts(make([*overrides, *METHODS["gdfl"]]), clock)
     bare_step = 1000 / statistics.median(speeds["bare steps, gdfl"])
     rows["the loop beyond bare steps: waiting, clipping, logging"] = step - bare_step
     rows["adversary (full less gdfl)"] = adversary
@@ -261,8 +287,13 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18", help="timm's name")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--photo", type=int, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--steps", type=int, default=12, help=f"of {BATCH_SIZE} images, for each contender")
+    parser.add_argument("--steps", type=int, default=12, help="of each contender")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="seconds of the processor for this process, in place of the clock: with data.workers=0",
+    )
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     if options.start:
@@ -280,7 +311,7 @@ def main() -> None:
         make_photographs(images, 2 * options.steps * BATCH_SIZE, *options.photo)
         machine, threads = platform.processor() or platform.machine(), torch.get_num_threads()
         print(f"{machine}, {available_cores()} cores, {threads} threads, torch {torch.__version__}")
-        print(f"{' '.join([*network, *overrides])}: batches of {BATCH_SIZE}, {options.steps} steps")
+        print(f"{' '.join([*network, *overrides])}: {options.steps} steps")
         steps = f"+trainer.limit_train_batches={options.steps}"
         measure(options, [*network, steps, *overrides], images, where)
 

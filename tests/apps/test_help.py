@@ -53,6 +53,11 @@ def test_help_of_a_command_loads_no_network(command):
     [
         ("train", "loss=tripplet"),
         ("train", "trainer.max_epochs=three"),
+        ("train", "trainer.max_epochs=-3"),
+        ("train", "seed=1.5"),
+        ("train", "optimzer.learning_rates.backbone=1"),
+        ("train", "+data.foo=3"),
+        ("train", "trainer.accelerator=cpu", "trainer.devices=999"),
         ("check", "data=foldr"),
         ("prepare", "data=cbu"),
         ("prepare", "data=glyphs"),

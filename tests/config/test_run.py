@@ -17,7 +17,6 @@ def ends(monkeypatch):
     """`ends(work)`: a run whose work is this."""
 
     def begin(work):
-        monkeypatch.setattr(module, "check_devices", lambda trainer: None)
         monkeypatch.setattr(module, "build", lambda config: SimpleNamespace(job_key="k"))
         monkeypatch.setattr(module, "execute", lambda run: work())
         module.run(OmegaConf.create({"trainer": {}, "run_folder": "runs/birds"}))

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from unseen.config.command_line import explained
 from unseen.config.folder import is_helper
 from unseen.config.freeze import thaw
-from unseen.config.values import UsageError
+from unseen.config.values import UsageError, check_devices
 from unseen.sweep.job import Attempt, Job, State
 from unseen.sweep.lock import BUSY, BusyError, locked
 from unseen.tracking.record import RunRecord
@@ -79,6 +79,7 @@ def _attempt(job: Job, config: DictConfig) -> int:
 
 
 def _run(job: Job, config: DictConfig) -> int:
+    check_devices(config.trainer)
     # Here, because a job that is done, or that another process has, need not wait for seconds of imports.
     from unseen.config.run import run
     from unseen.training.checkpoints import newest_whole

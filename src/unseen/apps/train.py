@@ -10,10 +10,17 @@ from omegaconf import DictConfig
 
 from unseen.config.command_line import command
 from unseen.config.folder import check_folder, held
+from unseen.config.values import check_devices
 from unseen.tracking.run_folder import CHECKPOINTS
 
 
-@command("train", first=check_folder)
+def check(config: DictConfig) -> None:
+    """Refuse a folder or devices that a run cannot have, before seconds of imports."""
+    check_devices(config.trainer)
+    check_folder(config)
+
+
+@command("train", first=check)
 def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     with held(Path(config.run_folder)):

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from unseen.config.build import build
 from unseen.config.command_line import building
-from unseen.config.values import UsageError, check_devices
+from unseen.config.values import UsageError
 from unseen.data.images import ImageError
 from unseen.data.maps import MapsError
 from unseen.retrieval.engine.vectors import NotFiniteError
@@ -37,7 +37,6 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
             training diverges, the disk is full, or the run would be another one than the one that was
             expected.
     """
-    check_devices(config.trainer)
     try:
         with quiet():
             with building():

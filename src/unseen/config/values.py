@@ -110,24 +110,34 @@ def check_devices(trainer: DictConfig) -> None:
     Raises:
         UsageError: naming what there is.
     """
-    import torch  # seconds, which what is refused by words alone need not wait for
-
     name, devices = trainer.accelerator, trainer.devices
-    gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
-    found = {"gpu": gpus or has_mps, "cuda": gpus, "mps": has_mps}
-    if not found.get(name, True):
-        raise UsageError(
-            f"trainer.accelerator={name}: PyTorch {torch.__version__} finds none on this machine. "
-            "Use trainer.accelerator=cpu, or a PyTorch that matches the driver (see nvidia-smi)."
-        )
+    # PyTorch takes seconds to load, and is not asked where its answer changes nothing.
+    gpus = 0 if name == "cpu" or (name == "auto" and devices == 1) else _gpus(name)
     if not isinstance(devices, int):
         return
-    on_cpu = name == "cpu" or (name == "auto" and not (gpus or has_mps))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    there = cores if on_cpu else gpus or 1
+    there = gpus or cores
     if devices > there:
-        kind = "CPU core(s), of which each process needs one" if on_cpu else "GPU(s)"
+        kind = "GPU(s)" if gpus else "CPU core(s), of which each process needs one"
         raise UsageError(f"trainer.devices={devices}: this machine has {there} {kind}. Use at most {there}.")
+
+
+def _gpus(accelerator: str) -> int:
+    """How many this machine has.
+
+    Raises:
+        UsageError: the accelerator that was asked for is not there.
+    """
+    import torch
+
+    gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    found = {"gpu": gpus or has_mps, "cuda": gpus, "mps": has_mps}
+    if not found.get(accelerator, True):
+        raise UsageError(
+            f"trainer.accelerator={accelerator}: PyTorch {torch.__version__} finds none on this machine. "
+            "Use trainer.accelerator=cpu, or a PyTorch that matches the driver (see nvidia-smi)."
+        )
+    return gpus or int(has_mps)
 
 
 def texts(where: Mapping[str, Any]) -> dict[str, str | list[str]]:

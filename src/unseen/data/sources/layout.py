@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from unseen.data.manifest import ROLES, Manifest, ManifestError
 
@@ -121,6 +120,8 @@ def read_mat(path: Path) -> dict[str, Any]:
     Raises:
         IncompleteData: the file is missing or is none.
     """
+    from scipy.io import loadmat  # here, as a bundle that is loaded needs this module and no MATLAB file
+
     require_file(path)
     try:
         return dict(loadmat(path, squeeze_me=True))
