@@ -233,10 +233,10 @@ class MetricLearner(LightningModule):
 
     def _epoch_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """What this epoch's means, as logged by steps, were computed of so far: weighted sum, and weight."""
-        logged = self.trainer.fit_loop.epoch_loop._results.items()
+        logged: dict[str, Any] = self.trainer.fit_loop.epoch_loop._results
         return {
             key.removeprefix(f"{STEP_LOGS}train/"): (result.value, result.cumulated_batch_size)
-            for key, result in logged
+            for key, result in logged.items()
             if key.startswith(STEP_LOGS) and not result.has_reset
         }
 

@@ -83,8 +83,11 @@ def of_all(
     torch.manual_seed(int(numbers[0, -1]) % 2**64)
     fused = embedded.fused._replace(features=all_rows(embedded.fused.features))
     if with_positions:
-        pooled = ("attention", "positions", "scores")
-        fused = fused._replace(**{name: [all_rows(one) for one in getattr(fused, name)] for name in pooled})
+        fused = fused._replace(
+            attention=[all_rows(one) for one in fused.attention],
+            positions=[all_rows(one) for one in fused.positions],
+            scores=[all_rows(one) for one in fused.scores],
+        )
     return (
         Embedded(embedder.embed_features(fused.features), fused, embedded.maps),
         batch._replace(labels=numbers[:, :size].flatten(), ids=numbers[:, size : 2 * size].flatten()),
