@@ -36,7 +36,7 @@ def choices(group: str) -> list[str]:
 # Several at once, where each has a state of its own or draws random numbers.
 TOGETHER = [
     "adversary=grl schedule=step protocol=holdout averaging=ema logger=tensorboard",
-    "adversary=erasure embedding.size=16 schedule=constant protocol=folds averaging=swa averaging.start=0.3",
+    "adversary=erasure embedding.size=16 schedule=constant protocol=folds averaging=swa",
     "adversary=shared regularizer=mixup",
     "adversary=virtual_random regularizer=self_distillation loss=norm_softmax",
     "adversary=attention_shuffled regularizer=distillation",
