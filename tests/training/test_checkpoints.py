@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -61,6 +61,29 @@ def test_the_epoch_that_validation_chose_is_restored(tmp_path):
     learner = Scored([])
     assert _restore_chosen(SimpleNamespace(checkpoints=checkpoints, learner=learner)) == 2
     torch.testing.assert_close(learner.layer.weight.data, last["state_dict"]["layer.weight"] + 0.2)
+
+
+class Ticks(Callback):
+    """A clock of one second a batch."""
+
+    now = 0.0
+
+    def on_train_batch_start(self, *_):
+        self.now += 1
+
+
+def test_within_an_epoch_a_checkpoint_is_written_whenever_so_many_seconds_have_passed(tmp_path, monkeypatch):
+    clock, saved = Ticks(), []
+    monkeypatch.setattr(
+        WholeFiles, "save_checkpoint", lambda self, made, *_, **__: saved.append(made["global_step"])
+    )
+    trainer = Trainer(
+        max_epochs=1, callbacks=[clock, Checkpoints(dirpath=tmp_path, save_every=3)], logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    trainer.fit(Scored([]), DataLoader(torch.ones(10, 1)))
+    assert sorted(set(saved)) == [3, 6, 9, 10]
 
 
 def test_what_a_killed_process_had_not_finished_is_no_checkpoint_and_goes(tmp_path, monkeypatch):

@@ -76,6 +76,9 @@ def test_a_run_that_saves_within_an_epoch_goes_on_with_the_same_batches_and_rand
     last = tmp_path / "checkpoints" / "last.ckpt"
     resumed = fitted(tiny_run, tmp_path, resume_from=last)
     assert images(resumed) == images(whole)[4:]
+    # The epoch's mean: of the step before, not of the one that broke off, and of those after.
+    logged = [one.trainer.callback_metrics["train/loss"] for one in (resumed, whole)]
+    assert logged[0] == logged[1]
     wanted = whole.learner.state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in resumed.learner.state_dict().items())
     assert not list((tmp_path / "checkpoints").glob("*-v*")), "it writes over what it resumed from"

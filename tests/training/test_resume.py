@@ -1,6 +1,6 @@
 """Epochs in one run or in several: the same batches, losses and weights, bit for bit.
 
-For every loss, miner and memory, from the end of an epoch and from within one.
+For every loss, miner and memory, and for what else has a state: from the end of an epoch and from within one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from unseen.config.build import build
 from unseen.config.command_line import load_config
+from unseen.training.audit import AdversaryAudit
 from unseen.training.progress import quiet
 from unseen.workflow.run import Run
 
@@ -32,20 +33,37 @@ def choices(group: str) -> list[str]:
     return [f"{group}={path.stem}" for path in sorted((CONF / group).glob("[!_]*.yaml"))]
 
 
+# Several at once, where each has a state of its own or draws random numbers.
+TOGETHER = [
+    "adversary=grl schedule=step protocol=holdout averaging=ema logger=tensorboard",
+    "adversary=erasure embedding.size=16 schedule=constant protocol=folds averaging=swa",
+    "adversary=shared regularizer=mixup",
+    "adversary=virtual_random regularizer=self_distillation loss=norm_softmax",
+    "adversary=attention_shuffled regularizer=distillation",
+]
 CASES = [
     *choices("loss"), *choices("miner"), *choices("memory"), "sampler=clustered",
-    "+trainer.accumulate_grad_batches=2",
+    "+trainer.accumulate_grad_batches=2", *TOGETHER
 ]  # fmt: skip
+OF_TIME = ("train/images_per_second", "train/waiting_for_data")
 
 
 class Steps(Callback):
-    """Images and loss of each step."""
+    """Images and loss of each step, and what is logged of each epoch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int, list[int], float]] = []
+        self.epochs: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, index: int) -> None:
         self.seen.append((trainer.current_epoch, index, batch.ids.tolist(), float(outputs["loss"])))
+
+    def on_train_epoch_end(self, trainer: Any, learner: Any) -> None:
+        logged = trainer.callback_metrics.items()
+        wanted = ("train/", "validation/")
+        self.epochs.append(
+            {name: float(value) for name, value in logged if name.startswith(wanted) and name not in OF_TIME}
+        )
 
 
 def trained(config: DictConfig, folder: Path, resume_from: Path | None = None, **changes: Any) -> Run:
@@ -66,8 +84,16 @@ def trained(config: DictConfig, folder: Path, resume_from: Path | None = None, *
     return run
 
 
+def made(run: Run) -> Steps:
+    return next(one for one in run.trainer.callbacks if isinstance(one, Steps))
+
+
 def steps(run: Run) -> list[tuple[int, int, list[int], float]]:
-    return next(one.seen for one in run.trainer.callbacks if isinstance(one, Steps))
+    return made(run).seen
+
+
+def audited(run: Run) -> dict[str, Any]:
+    return next(one for one in run.trainer.callbacks if isinstance(one, AdversaryAudit)).state_dict()
 
 
 @pytest.fixture
@@ -84,6 +110,9 @@ def composed(tiny_run: list[str]) -> Callable[..., DictConfig]:
 
 def check_equal(resumed: Run, whole: Run, from_step: int) -> None:
     assert steps(resumed) == steps(whole)[from_step:]
+    # The mean of an epoch that was interrupted is of all its steps.
+    assert made(resumed).epochs == made(whole).epochs[-len(made(resumed).epochs) :]
+    assert audited(resumed) == audited(whole)
     wanted, found = whole.learner.state_dict(), resumed.learner.state_dict()
     assert wanted.keys() == found.keys()
     assert [name for name, value in wanted.items() if not torch.equal(value, found[name])] == []
@@ -96,7 +125,7 @@ def test_epochs_in_two_runs_are_those_of_one(
     composed: Callable[..., DictConfig], tmp_path: Path, override: str
 ) -> None:
     """From the end of the second epoch, and from within it."""
-    config = composed(override)
+    config = composed(*override.split())
     whole = trained(config, tmp_path / "whole")
     batches = len(steps(whole)) // 3
     assert batches >= 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -12,6 +13,8 @@ from unseen.evaluation.probe import check_probe_size, probe_rows
 from unseen.training.learner import MetricLearner
 
 log = logging.getLogger(__name__)
+
+HISTORY = ("_metric_losses", "_accuracies", "_feature_norms")
 
 
 class AdversaryAudit(Callback):
@@ -39,6 +42,15 @@ class AdversaryAudit(Callback):
         self._metric_losses: list[float] = []
         self._accuracies: list[float] = []
         self._feature_norms: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What its warnings look back at."""
+        return {name: list(getattr(self, name)) for name in HISTORY}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name in HISTORY:
+            setattr(self, name, list(state_dict[name]))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Probe and warn."""

@@ -25,8 +25,13 @@ from unseen.nn.trainable import everything, layers
 from unseen.retrieval import RetrievalMetric, evaluate
 from unseen.training.centres import ClassCentres
 from unseen.training.optimization import Optimization, pull_back
+from unseen.training.processes import all_rows, count, of_all, sum_over_processes
 
 log = logging.getLogger(__name__)
+
+EPOCH = "epoch_sums"
+"""Key of a checkpoint under which it has the sums of an epoch that is not over, of each logged mean."""
+STEP_LOGS = "training_step."
 
 
 def memory_layout(channels_last: bool) -> torch.memory_format:
@@ -36,6 +41,8 @@ def memory_layout(channels_last: bool) -> torch.memory_format:
 
 class MetricLearner(LightningModule):
     """Minimises `L_metric + L_adversary + L_regularizer` in one optimiser step.
+
+    Several processes train as one with all their images in its batch: see `unseen.training.processes`.
 
     Args:
         embedder: images → embedding.
@@ -84,6 +91,9 @@ class MetricLearner(LightningModule):
         self._layout = layout
         # Sum of the weights that the readout was last fitted to.
         self._fitted_to = math.nan
+        # Of the epoch's logged means: before the step that is being made, and before a run was resumed.
+        self._sums_before: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sums_to_recall: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def progress(self) -> float:
@@ -100,11 +110,17 @@ class MetricLearner(LightningModule):
         return self.embedder.embed_maps(FeatureMaps.of(batch.maps))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step on images `(B, 3, H, W)`, or on their feature maps, with seen labels."""
+        """One step on images `(B, 3, H, W)`, or on their feature maps, with seen labels.
+
+        What is logged is of the images of all processes, and so the same in each.
+        """
+        self._recall_epoch()
         embedded = self._embedded(batch)
+        if count() > 1:
+            with_positions = self.adversary is not None and self.adversary.sees_positions
+            embedded, batch = of_all(embedded, batch, self.embedder, with_positions)
         if self.centres is not None:
-            everyones = self.all_gather((embedded.embedding.detach(), batch.labels))
-            self.centres.add(everyones[0].flatten(0, -2), everyones[1].flatten())
+            self.centres.add(embedded.embedding.detach(), batch.labels)
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
         # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
@@ -125,7 +141,7 @@ class MetricLearner(LightningModule):
         if batch_index == 0:
             self._log_gradient_norms(embedded, objectives)
         total = sum(list(objectives.values())[1:], metric_loss)
-        self._log_train("loss", total, len(batch.labels), prog_bar=True)
+        self._log_train("loss", total, len(batch.labels))
         return total
 
     def _adversary_step(
@@ -164,6 +180,7 @@ class MetricLearner(LightningModule):
             batch.ids,
             metric_loss,
             metric=self._metric_of,
+            all_rows=all_rows,
         )
         added: Tensor = self.regularizer(sight)
         self._log_train("regularizer_loss", added, len(batch.labels))
@@ -189,9 +206,14 @@ class MetricLearner(LightningModule):
                 num_classes=virtual.num_classes,
             )
 
-    def _log_train(self, name: str, value: Tensor | float, batch_size: int, prog_bar: bool = False) -> None:
+    def _log_train(self, name: str, value: Tensor | float, batch_size: int) -> None:
         self.log(
-            f"train/{name}", value, on_step=False, on_epoch=True, batch_size=batch_size, prog_bar=prog_bar
+            f"train/{name}",
+            value,
+            on_step=False,
+            on_epoch=True,
+            batch_size=batch_size,
+            prog_bar=name == "loss",
         )
 
     def _log_gradient_norms(self, embedded: Embedded, objectives: Mapping[str, Tensor]) -> None:
@@ -199,16 +221,49 @@ class MetricLearner(LightningModule):
         maps = [tensor for tensor in (*embedded.maps.taps, embedded.maps.final) if tensor.requires_grad]
         if not maps:
             return
-        flat = {}
-        for name, objective in objectives.items():
+        flat = []
+        for objective in objectives.values():
             gradients = torch.autograd.grad(
                 objective, maps, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            flat[name] = torch.cat([gradient.float().flatten() for gradient in gradients])
-            self._log_train(f"gradient_norm_{name}", flat[name].norm(), 1)
-        if "adversary" in flat:
-            cosine = nn.functional.cosine_similarity(flat["metric"], flat["adversary"], dim=0)
+            flat.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
+        names, rows = list(objectives), torch.stack(flat) / count()  # which `all_rows` multiplied by
+        products = sum_over_processes(rows @ rows.T)
+        norms = products.diagonal().sqrt()
+        for name, norm in zip(names, norms, strict=True):
+            self._log_train(f"gradient_norm_{name}", norm, 1)
+        if "adversary" in objectives:
+            other = names.index("adversary")
+            cosine = products[0, other] / (norms[0] * norms[other]).clamp(min=1e-8)
             self._log_train("gradient_cosine", cosine, 1)
+
+    def _epoch_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What this epoch's means, as logged by steps, were computed of so far: weighted sum, and weight."""
+        logged: dict[str, Any] = self.trainer.fit_loop.epoch_loop._results
+        return {
+            key.removeprefix(f"{STEP_LOGS}train/"): (result.value, result.cumulated_batch_size)
+            for key, result in logged.items()
+            if key.startswith(STEP_LOGS) and not result.has_reset
+        }
+
+    def _recall_epoch(self) -> None:
+        """Lightning forgets what an epoch logged before it was interrupted: log it again."""
+        for name, (total, weight) in self._sums_to_recall.items():
+            self._log_train(name, total.to(self.device), 1)
+            self._log_train(name, 0.0, int(weight) - 1)
+        self._sums_to_recall = {}
+        self._sums_before = self._epoch_sums()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """An epoch that goes on later has the mean of all its steps, without one that was not finished."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if not progress.is_last_batch:
+            begun = progress.current.processed < progress.current.ready
+            checkpoint[EPOCH] = self._sums_before if begun else self._epoch_sums()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `on_save_checkpoint`."""
+        self._sums_to_recall = checkpoint.get(EPOCH, {})
 
     def on_train_start(self) -> None:
         """A run that resumes in mid epoch sees no start of that epoch.

@@ -26,6 +26,8 @@ NOT_FOR_USERS = (
     # Batch norm that embedding.frozen_batch_norm keeps still.
     r"Found \d+ module\(s\) in eval mode",
     r".*isinstance.treespec, LeafSpec.* is deprecated",
+    # What is logged of training is the same in all processes.
+    r"It is recommended to use `self.log\('train/.*sync_dist=True",
 )
 
 

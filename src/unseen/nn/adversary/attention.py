@@ -50,6 +50,7 @@ class AdversarialAttention(SpoilingAdversary):
     """
 
     sees_only = "fused"
+    sees_positions = True
 
     def __init__(
         self, in_features: int, num_classes: int, *, step: float, direction: Direction, **settings: Any

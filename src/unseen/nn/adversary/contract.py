@@ -41,10 +41,11 @@ class VirtualClasses(NamedTuple):
 
 @dataclass(frozen=True)
 class AdversaryInput:
-    """What an adversary may look at in a training step of `B` images.
+    """What an adversary may look at in a training step of `B` images, those of all processes.
 
     Args:
-        embedded: feature maps, fused features and embedding, with their graph.
+        embedded: fused features and embedding, with their graph; the feature maps of this process's images,
+            and what the fusion pooled only for a form that `sees_positions`.
         embedder: that gave them.
         labels: `(B,)` int64 in 0..C-1.
         metric_loss: scalar, of the embedding, with its graph.
@@ -117,6 +118,8 @@ class ClassAdversary(nn.Module, ABC):
 
     sees_only: ClassVar[str | None] = None
     """What a form must see; none where it may see either."""
+    sees_positions: ClassVar[bool] = False
+    """Whether a form looks at what the fusion pooled; several processes send each other that only then."""
 
     def __init__(
         self,

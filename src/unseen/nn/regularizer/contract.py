@@ -17,16 +17,18 @@ MakeLoss = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class RegularizerInput:
-    """What a regulariser may look at in a training step of `B` images.
+    """What a regulariser may look at in a training step of `B` images, those of all processes.
 
     Args:
-        images: `(B, 3, H, W)`, as the embedder saw them; none where it was given feature maps.
+        images: `(B, 3, H, W)`, as the embedder saw them; none where it was given feature maps. Of several
+            processes each has its own share of them.
         embedded: feature maps, fused features and embedding, with their graph.
         embedder: that gave them.
         labels: `(B,)` int64 in 0..C-1.
         ids: `(B,)` int64; which image each is.
         metric_loss: scalar, of the embedding, with its graph.
         metric: embeddings `(N, d)`, labels `(N,)` and ids `(N,)` → the metric loss of them alone.
+        all_rows: what was computed of `images`, a row each → the rows of all processes, `(B, …)`.
     """
 
     images: Tensor | None
@@ -36,6 +38,7 @@ class RegularizerInput:
     ids: Tensor
     metric_loss: Tensor
     metric: Callable[[Tensor, Tensor, Tensor], Tensor]
+    all_rows: Callable[[Tensor], Tensor] = lambda rows: rows
 
 
 class Regularizer(nn.Module, ABC):

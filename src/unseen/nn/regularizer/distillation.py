@@ -68,7 +68,7 @@ class Distillation(Regularizer):
         embedded = batch.embedded
         student = embedded.embedding if self.into == "embedding" else embedded.fused.features
         with torch.no_grad():
-            features = [teacher(batch.images).final.mean((2, 3)) for teacher in self.teachers]
+            features = [batch.all_rows(teacher(batch.images).final.mean((2, 3))) for teacher in self.teachers]
         terms = [self.relation(student, taught) for taught in features]
         return self.strength * torch.stack(terms).mean()
 
