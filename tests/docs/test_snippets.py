@@ -56,6 +56,7 @@ COMPANIONS = (
     ["regularizer=distillation"],
     ["regularizer=self_distillation"],
     ["regularizer=mixup"],
+    ["regularizer=introspection"],
     ["averaging=ema"],
     ["averaging=wise_ft"],
     ["trainable=last"],
