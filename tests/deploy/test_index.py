@@ -118,3 +118,39 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
     (description.parent / "index.faiss").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
         searchable(gallery)
+
+
+def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, tmp_path, monkeypatch):
+    """Against Qdrant's mode without a server: one store for all builds, as a server is."""
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    client.create_collection("tests.other", vectors_config={})  # of somebody else
+
+    def names():
+        return {one.name for one in client.get_collections().collections} - {"tests.other"}
+
+    build_index(gallery, QDRANT, recall=0.9, k=10)
+    [first] = names()
+    add(gallery, 200, seed=3)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    with monkeypatch.context() as failing:
+        sent = []
+        upsert = client.upsert
+
+        def breaks(*arguments, **options):
+            sent.append(arguments)
+            if len(sent) > 1:
+                raise ConnectionError("gone")
+            return upsert(*arguments, **options)
+
+        failing.setattr(client, "upsert", breaks)
+        with pytest.raises(ConnectionError, match="gone"):
+            build_index(gallery, QDRANT, recall=0.9, k=10)
+    assert client.count("tests").count == 3000
+    found = searchable(gallery).search(queries, 10)
+    assert share_found(found, gallery.search(queries, 10)) == 1
+    build_index(gallery, QDRANT, recall=0.9, k=10)
+    assert client.count("tests").count == 3200
+    [second] = names()
+    assert second != first
+    assert client.collection_exists("tests.other")

@@ -31,6 +31,7 @@ def main(config: DictConfig) -> None:
             token=None if config.token is None else str(config.token),
             k=int(config.k),
             false_accepts=float(config.false_accepts),
+            unknown_accepts=float(config.unknown_accepts),
             draw=overlay,
         )
 

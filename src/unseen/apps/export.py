@@ -19,12 +19,18 @@ def main(config: DictConfig) -> None:
         )
     if config.run is not None and config.images is not None:
         raise UsageError("images= is for bundle=: a run is checked on its own query images. Leave it out.")
+    # Only a format that is made from images of a run has this key.
+    calibration = (config.get("format") or {}).get("calibration")
+    if config.run is None and calibration is not None:
+        raise UsageError(
+            "format=onnx_int8 is calibrated on a run's training images. Give run=<folder of a finished run>."
+        )
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from pathlib import Path
 
     from rich.console import Console
 
-    from unseen.config.export import export, images_to_check
+    from unseen.config.export import export, images_to_check, quantization_images
     from unseen.config.targets import instantiate
     from unseen.deploy.bundle import load
 
@@ -43,7 +49,18 @@ def main(config: DictConfig) -> None:
     with building():
         model = load(bundle)
         checked, what = images_to_check(model, run, images)
-        written = instantiate(config.format.write)(model, (output or bundle) / config.format.file, checked)
+        write = instantiate(config.format.write)
+        material = {} if run is None or calibration is None else quantization_images(run, int(calibration))
+        written = write(model, (output or bundle) / config.format.file, checked, **material)
+    if written.metrics is not None:
+        losses = [f"{name} {one:.4f} → {other:.4f}" for name, (one, other) in written.metrics.items()]
+        console.print(
+            f"{written.path} written. What it loses, on {material['judged'].what}: {'; '.join(losses)}. "
+            f"Its embeddings' cosine with the bundle's is at least {written.cosine:.3f}.",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
     console.print(
         f"{written.path} written. It embeds {what} as the bundle does, one alone and all at once: "
         f"they differ by at most {written.difference:.1e}, their cosine is at least {written.cosine:.6f}.",

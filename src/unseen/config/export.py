@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from unseen.config.build import build_data, build_embedder
 from unseen.config.targets import instantiate
+from unseen.data.cache import Selected
 from unseen.data.images import Pixels, read_image
 from unseen.data.module import DataModule
 from unseen.deploy.bundle import load, save
 from unseen.deploy.exchange import noise
 from unseen.deploy.model import Model, images_of
+from unseen.deploy.quantization import Labelled
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
 from unseen.nn.embedder import Embedder
@@ -29,6 +32,8 @@ CHECKED = 64
 TOLERANCE = 1e-5
 READOUT, COPY = "readout.", "pretrained."
 """What names of an embedder's weights begin with: of its readout, and of the pretrained network beside it."""
+JUDGED = 5000
+"""Images that a file in 8 bits is judged by."""
 
 
 def export(run: Path, output: Path | None = None) -> Path:
@@ -108,6 +113,42 @@ def images_to_check(model: Model, run: Path | None, images: Path | None) -> tupl
     if not found:
         raise ValueError(f"images={images}: there is no image in it. Name another folder, or leave it out.")
     return list(map(read_image, found)), f"{len(found)} images of '{images}'"
+
+
+def quantization_images(run: Path, count: int) -> dict[str, Any]:
+    """What a file in 8 bits is calibrated on, and what it is judged by.
+
+    Args:
+        run: folder of a finished run.
+        count: of the training images to calibrate on, drawn at random.
+
+    Returns:
+        `calibration` and `judged`, as `to_int8_onnx` takes them. Judged by the classes that the protocol
+        holds out, where it does; else by test classes, as nothing is chosen by them here. Whole classes are
+        drawn at random where there are more than `JUDGED` images.
+
+    Raises:
+        ValueError: there are no training images to calibrate on.
+    """
+    if count < 1:
+        raise ValueError(f"format.calibration={count}: wanted at least 1 training image.")
+    data = build_data(config_of(record_of(run.expanduser().resolve())))
+    split, generator = data.split, np.random.default_rng(0)
+    training = np.sort(generator.permutation(split.train)[:count])
+    rows, what = np.union1d(split.query, split.gallery), "test classes"
+    if len(split.validation):
+        rows, what = split.validation, "training classes that were held out"
+    labels = data.manifest.labels
+    classes, counts = np.unique(labels[rows], return_counts=True)
+    order = generator.permutation(len(classes))
+    drawn = classes[order[: max(2, int((np.cumsum(counts[order]) <= JUDGED).sum()))]]
+    rows = rows[np.isin(labels[rows], drawn)]
+    return {
+        "calibration": Selected(data.images, training),
+        "judged": Labelled(
+            Selected(data.images, rows), labels[rows], f"{len(rows):,} images of {len(drawn)} {what}"
+        ),
+    }
 
 
 def parts_of(record: RunRecord) -> dict[str, Any]:

@@ -18,7 +18,8 @@ VARIABLE = "UNSEEN_TRUSTED"
 as what must be guarded against could then allow itself."""
 TRUSTED = (
     "unseen.data.samplers", "unseen.data.sources", "unseen.data.split", "unseen.data.transforms",
-    "unseen.deploy.exchange", "unseen.deploy.index", "unseen.deploy.runners", "unseen.losses",
+    "unseen.deploy.exchange", "unseen.deploy.index", "unseen.deploy.quantization", "unseen.deploy.runners",
+    "unseen.losses",
     "unseen.nn",
     "unseen.report.wandb_report", "unseen.sweep.launchers", "unseen.tracking.dashboards", "unseen.training",
     "lightning.Trainer", "lightning.pytorch.trainer", "lightning.pytorch.callbacks",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -44,11 +44,13 @@ class Exchanged(NamedTuple):
         path: of the file.
         difference: the largest one between its embeddings and the model's, over the images of the check.
         cosine: the lowest one between the two.
+        metrics: where it does not embed as the model does: name → (of the model, of the file).
     """
 
     path: Path
     difference: float
     cosine: float
+    metrics: Mapping[str, tuple[float, float]] | None = None
 
 
 def to_onnx(model: Model, path: str | Path, images: Sequence[Pixels], *, preprocessing: bool) -> Exchanged:
@@ -77,7 +79,7 @@ def to_onnx(model: Model, path: str | Path, images: Sequence[Pixels], *, preproc
             exported.model.metadata_props.update(_facts(model))
             exported.save(temporary)
         if preparation is not None:
-            _with_preprocessing(temporary, preparation)
+            with_preprocessing(temporary, preparation)
         session = runtime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
 
         def run(batch: Tensor) -> Tensor:
@@ -183,7 +185,8 @@ def _exported(program: Any) -> Any:
         return export()
 
 
-def _with_preprocessing(path: Path, preparation: Preparation) -> None:
+def with_preprocessing(path: Path, preparation: Preparation) -> None:
+    """Let an ONNX file begin with the preparation of images; it is replaced."""
     import onnx
 
     program = onnx.load(path)

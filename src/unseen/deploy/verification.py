@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 Rates = dict[str, float]
 RATES = (0.1, 0.01, 0.001)
-"""False accepts for which a threshold is given."""
+"""Of different pairs that are accepted: a threshold is given for each."""
+UNKNOWN_RATES = (0.2, 0.1, 0.05, 0.01)
+"""Of unknown images that are accepted, likewise: each has many chances to look like an image of a gallery."""
 MOST = 3000
 """Images that are compared each with each."""
 
@@ -36,27 +38,34 @@ class Thresholds(NamedTuple):
         return similarity >= self.known["threshold"]
 
 
-def chosen(calibrated: Mapping[str, Any] | None, rate: float) -> Thresholds | None:
-    """The lowest thresholds that err no more often than a rate.
+def chosen(
+    calibrated: Mapping[str, Any] | None, false_accepts: float, unknown_accepts: float
+) -> Thresholds | None:
+    """The lowest thresholds that err no more often than they may.
 
     Args:
         calibrated: by `calibrate`, or nothing.
-        rate: share of different pairs, and of unknown images, that may be accepted.
+        false_accepts: share of different pairs that may be taken for the same class.
+        unknown_accepts: share of images of unknown classes that may be taken for known.
 
     Returns:
         Nothing where nothing was calibrated.
 
     Raises:
-        ValueError: no threshold was calibrated for so low a rate.
+        ValueError: no threshold was calibrated for so low a share.
     """
     if calibrated is None:
         return None
-    same = [one for one in calibrated["same"] if one["false_accepts"] <= rate]
-    known = [one for one in calibrated["known"] if 1 - one["unknown_rejected"] <= rate + 1e-9]
-    if not same or not known:
-        raise ValueError(
-            f"false_accepts={rate}: thresholds were calibrated for {', '.join(map(str, RATES))}. Choose one."
-        )
+    same = [one for one in calibrated["same"] if one["false_accepts"] <= false_accepts]
+    known = [one for one in calibrated["known"] if 1 - one["unknown_rejected"] <= unknown_accepts + 1e-9]
+    for found, key, given, rates in (
+        (same, "false_accepts", false_accepts, RATES),
+        (known, "unknown_accepts", unknown_accepts, UNKNOWN_RATES),
+    ):
+        if not found:
+            raise ValueError(
+                f"{key}={given}: thresholds were calibrated for {', '.join(map(str, rates))}. Choose one."
+            )
     lowest = operator.itemgetter("threshold")
     return Thresholds(min(same, key=lowest), min(known, key=lowest))
 
@@ -86,7 +95,7 @@ def calibrate(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dic
     values = similarities[above]
     return {
         "same": verify(values[is_same], values[~is_same], RATES),
-        "known": identify(similarities, labels, RATES),
+        "known": identify(similarities, labels, UNKNOWN_RATES),
         "classes": len(names),
         "images": len(labels),
     }

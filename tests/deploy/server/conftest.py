@@ -81,7 +81,14 @@ def sides(coloured_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 @pytest.fixture(scope="session")
 def make_app(sides: list[Side]) -> Callable[..., Any]:
     def made(count: int = 1, sides: list[Side] = sides, **options: Any) -> Any:
-        chosen = {"k": 5, "false_accepts": 0.01, "draw": overlay, "hosts": LOOPBACK, "token": None} | options
+        chosen = {
+            "k": 5,
+            "false_accepts": 0.01,
+            "unknown_accepts": 0.01,
+            "draw": overlay,
+            "hosts": LOOPBACK,
+            "token": None,
+        } | options
         return application(sides[:count], **chosen)
 
     return made

@@ -92,6 +92,14 @@ def test_without_thresholds_nothing_is_judged(make_app, sides, an_image, monkeyp
 def test_an_error_rate_without_a_threshold_is_refused_at_once(make_app):
     with pytest.raises(ValueError, match=r"false_accepts=0\.001: thresholds were calibrated for 0\.1, "):
         make_app(false_accepts=0.001)
+    with pytest.raises(ValueError, match=r"unknown_accepts=0\.005: thresholds were calibrated for 0\.2, "):
+        make_app(unknown_accepts=0.005)
+
+
+def test_unknown_images_have_a_share_of_their_own(make_app, an_image):
+    with TestClient(make_app(unknown_accepts=0.1), base_url="http://127.0.0.1") as client:
+        thresholds = client.post("/search", content=an_image).json()["thresholds"]
+    assert (thresholds["same"]["threshold"], thresholds["known"]["threshold"]) == (0.99, 0.98)
 
 
 def test_attention_is_drawn_for_each_tap(client, sides, an_image):

@@ -85,6 +85,7 @@ def served(sides, monkeypatch):
             "token": None,
             "k": 5,
             "false_accepts": 0.01,
+            "unknown_accepts": 0.01,
             "draw": overlay,
         } | options
         serve(sides[:1], **chosen)

@@ -23,6 +23,9 @@ class Index(Protocol):
             effort: 1, 2, 4, …: more of it finds more, and takes longer.
         """
 
+    def publish(self) -> None:
+        """Take the place of a former index outside the folder; called once this one finds enough."""
+
 
 class Kind(Protocol):
     """How an index is made and read."""

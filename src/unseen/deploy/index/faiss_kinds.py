@@ -93,6 +93,9 @@ class FaissIndex:
         _, ids = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), max(1, count))
         return np.asarray(ids, dtype=np.int64)
 
+    def publish(self) -> None:
+        """Nothing is outside the folder."""
+
 
 def _filled(
     index: Any, gallery: Gallery, folder: Path, set_effort: Callable[[Any, int, int], None], several: int = 1

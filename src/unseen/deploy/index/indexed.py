@@ -108,6 +108,7 @@ def build_index(gallery: Gallery, description: Mapping[str, Any], *, recall: flo
             "measured": asdict(measured),
         }
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        index.publish()
         remove_index(gallery)
         os.replace(temporary, gallery.folder / FOLDER)
     finally:

@@ -1,11 +1,17 @@
-"""Qdrant, the server that people already run, or its own mode without a server, in a folder."""
+"""Qdrant, the server that people already run, or its own mode without a server, in a folder.
+
+A collection is written under a name of its own; then an alias is turned to it, which a server does at once.
+A crash before leaves the former collection as it was, and an unfinished one that the next build clears away.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +29,7 @@ class Qdrant:
     Args:
         url: of the server, whose key is taken from `QDRANT_API_KEY`; none for Qdrant's mode without one, in
             the folder of the index.
-        collection: its name; what is there under this name is replaced.
+        collection: the alias that it is found under; what is there under this name is replaced at once.
     """
 
     url: str | None
@@ -32,26 +38,26 @@ class Qdrant:
     def build(self, gallery: Gallery, folder: Path) -> QdrantIndex:
         models = _qdrant().models
         client = self._client(folder)
-        client.delete_collection(self.collection)
+        name = f"{self.collection}.{uuid4().hex}"
         client.create_collection(
-            self.collection,
+            name,
             vectors_config=models.VectorParams(size=gallery.size, distance=models.Distance.COSINE),
         )
         columns = {name: gallery.column(name) for name in gallery.columns}
         for start in range(0, len(gallery), UPLOADED):
             rows = range(start, min(len(gallery), start + UPLOADED))
             client.upsert(
-                self.collection,
+                name,
                 models.Batch(
                     ids=gallery.ids[start : rows.stop].tolist(),
                     vectors=gallery.embeddings[start : rows.stop].tolist(),
                     payloads=[{name: texts[row] for name, texts in columns.items()} for row in rows],
                 ),
             )
-        return QdrantIndex(client, self.collection, self.url is not None)
+        return QdrantIndex(client, name, self.collection, self.url is not None)
 
     def load(self, gallery: Gallery, folder: Path) -> QdrantIndex:
-        return QdrantIndex(self._client(folder), self.collection, self.url is not None)
+        return QdrantIndex(self._client(folder), self.collection, self.collection, self.url is not None)
 
     def _client(self, folder: Path) -> Any:
         if self.url is None:
@@ -65,12 +71,14 @@ class QdrantIndex:
 
     Args:
         client: of Qdrant.
-        collection: its name.
+        collection: its name, or the alias.
+        alias: that it is to be found under.
         approximate: effort means something to it; without a server it looks at all vectors.
     """
 
     client: Any
     collection: str
+    alias: str
     approximate: bool
 
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
@@ -84,6 +92,25 @@ class QdrantIndex:
             ids = [point.id for point in answer.points]
             found[row, : len(ids)] = ids
         return found
+
+    def publish(self) -> None:
+        """Turn the alias to this collection, then remove those of former and of failed builds."""
+        models = _qdrant().models
+        names = {one.name for one in self.client.get_collections().collections}
+        if self.alias in names:  # of a version that wrote without an alias
+            self.client.delete_collection(self.alias)
+        turned: list[Any] = [
+            models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self.alias))
+            for one in self.client.get_aliases().aliases
+            if one.alias_name == self.alias
+        ]
+        create = models.CreateAlias(collection_name=self.collection, alias_name=self.alias)
+        turned.append(models.CreateAliasOperation(create_alias=create))
+        self.client.update_collection_aliases(turned)
+        built = re.compile(re.escape(self.alias) + r"\.[0-9a-f]{32}")
+        for name in names - {self.collection}:
+            if built.fullmatch(name):
+                self.client.delete_collection(name)
 
 
 def _qdrant() -> Any:

@@ -57,6 +57,7 @@ def application(
     *,
     k: int,
     false_accepts: float,
+    unknown_accepts: float,
     draw: Draw,
     hosts: Collection[str] | None,
     token: str | None,
@@ -66,18 +67,20 @@ def application(
     Args:
         sides: bundles with their galleries; the page shows one, or two side by side.
         k: neighbours unless a request asks for another number.
-        false_accepts: share of different pairs, and of unknown images, that may be accepted: it chooses
-            the thresholds.
+        false_accepts: share of different pairs that may be accepted: it chooses the threshold.
+        unknown_accepts: share of images of unknown classes, likewise.
         draw: an image `(S, S, 3)` uint8 and its attention `(h, w)` → the overlay `(S, S, 3)` uint8.
         hosts: that a request may name; any if None.
         token: that a request must bring, if any.
 
     Raises:
-        ValueError: `k` is out of range, or no threshold was calibrated for `false_accepts`.
+        ValueError: `k` is out of range, or no threshold was calibrated for a share.
     """
     if not 1 <= k <= MOST_NEIGHBOURS:
         raise ValueError(f"k={k}: wanted 1 to {MOST_NEIGHBOURS} neighbours.")
-    thresholds = [chosen(side.model.facts.get("thresholds"), false_accepts) for side in sides]
+    thresholds = [
+        chosen(side.model.facts.get("thresholds"), false_accepts, unknown_accepts) for side in sides
+    ]
     server = _Server(sides, thresholds, k, draw, description(len(sides), k, token is not None))
     app = Starlette(
         routes=server.routes(),

@@ -52,6 +52,7 @@ def serve(
     token: str | None,
     k: int,
     false_accepts: float,
+    unknown_accepts: float,
     draw: Draw,
 ) -> None:
     """Serve the page and its JSON; prints the address in one line.
@@ -63,11 +64,12 @@ def serve(
         token: that requests must bring.
         k: neighbours unless a request asks for another number.
         false_accepts: as `application` takes it.
+        unknown_accepts: likewise.
         draw: likewise.
 
     Raises:
         ValueError: nothing can listen there, the token is too short, `k` is out of range, or no threshold was
-            calibrated for `false_accepts`.
+            calibrated for a share.
     """
     is_local = host in ("::1", *LOOPBACK)
     if token is None and not is_local:
@@ -78,6 +80,7 @@ def serve(
         sides,
         k=k,
         false_accepts=false_accepts,
+        unknown_accepts=unknown_accepts,
         draw=draw,
         hosts=LOOPBACK if is_local else None,
         token=token,
