@@ -27,10 +27,12 @@ from PIL import Image
 from unseen.data.images import available_cores
 from unseen.data.transforms import resized_center
 from unseen.deploy.embedding import embed_images
+from unseen.deploy.exchange import INPUT, OUTPUT, noise, prepared, to_onnx
 from unseen.deploy.gallery import Gallery
 from unseen.deploy.index.indexed import build_index, searchable
 from unseen.deploy.listing import list_images, read_place
 from unseen.deploy.model import Model
+from unseen.deploy.quantization import Labelled, to_int8_onnx
 from unseen.nn.backbone import Backbone
 from unseen.nn.embedder import Embedder
 from unseen.nn.fusion import LastMap
@@ -125,6 +127,49 @@ def embedding(options: argparse.Namespace, folder: Path) -> None:
         print(f"| {name} | {options.images / value:,.0f} | {first / value:.2f} |")
 
 
+def latency(options: argparse.Namespace, folder: Path) -> None:
+    import onnxruntime
+
+    model = model_of(options.backbone, options.image_size)
+    images = noise(model, 64)
+    files = {"ONNX Runtime": to_onnx(model, folder / "float.onnx", images, preprocessing=False).path}
+    judged = Labelled(images, np.arange(len(images)) // 2, "noise")
+    files["ONNX Runtime, int8"] = to_int8_onnx(
+        model,
+        folder / "int8.onnx",
+        images,
+        preprocessing=False,
+        most_lost=1.0,
+        calibration=images,
+        judged=judged,
+    ).path
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    sessions = {name: onnxruntime.InferenceSession(path, settings) for name, path in files.items()}
+    compiled = torch.compile(model.embedder)
+
+    @torch.inference_mode()
+    def embed(network: Callable[[torch.Tensor], object], batch: torch.Tensor) -> None:
+        network(batch)
+
+    print(f"\n{options.backbone} at {options.image_size}, prepared images; range in brackets\n")
+    print("| | ms, 1 image | ms an image, 32 at once |\n|---|---:|---:|")
+    cells: dict[str, list[str]] = {}
+    for size in (1, 32):
+        batch = prepared(model, images[:size])
+        contenders: dict[str, Callable[[], object]] = {
+            "eager": partial(embed, model.embedder, batch),
+            "torch.compile": partial(embed, compiled, batch),
+        }
+        for name, session in sessions.items():
+            contenders[name] = partial(session.run, [OUTPUT], {INPUT: batch.numpy()})
+        for name, values in in_turns(contenders, 10 * options.repeats).items():
+            low, middle, high = (1000 * one / size for one in (values[0], median(values), values[-1]))
+            cells.setdefault(name, []).append(f"{middle:.1f} ({low:.1f}–{high:.1f})")
+    for name, both in cells.items():
+        print(f"| {name} | {' | '.join(both)} |")
+
+
 def clustered(count: int, seed: int) -> NDArray[np.float32]:
     centres = np.random.default_rng(7).normal(size=(1000, 128))
     generator = np.random.default_rng(seed)
@@ -181,7 +226,7 @@ def recall(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
     return float(np.mean(hits)) / wanted.shape[1]
 
 
-PARTS = {"embedding": embedding, "searching": searching}
+PARTS = {"embedding": embedding, "latency": latency, "searching": searching}
 
 
 def main() -> None:

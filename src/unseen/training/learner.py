@@ -258,7 +258,8 @@ class MetricLearner(LightningModule):
         """An epoch that goes on later has the mean of all its steps, without one that was not finished."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         if not progress.is_last_batch:
-            begun = progress.current.processed < progress.current.ready
+            batches: Any = progress.current  # Lightning declares fewer counts than it has
+            begun = batches.processed < batches.ready
             checkpoint[EPOCH] = self._sums_before if begun else self._epoch_sums()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
