@@ -75,6 +75,9 @@ for stream in (1, 2):
     os.dup2(os.open(f"{outputs}/{stream}", os.O_WRONLY | os.O_CREAT), stream)
 sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
 sys.argv = ["unseen", *words]
+# On import W&B makes a folder that goes with the first process that ends.
+for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+    del sys.modules[name]
 from unseen.__main__ import main
 try:
     main()

@@ -16,6 +16,7 @@ is each `key=value` in the text.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -218,6 +219,7 @@ def test_keys_in_the_text_exist(page):
     assert {override: reason for override, reason in reasons.items() if reason} == {}
 
 
+@functools.cache
 def refusal(override: str) -> str | None:
     """Why no command has it; none if one does, among suitable companions."""
     reasons = []
@@ -226,7 +228,7 @@ def refusal(override: str) -> str | None:
     of_others: list[tuple[str, list[str]]] = [
         (name, []) for name in ("report", "tune", "export", "index", "inspect", "demo")
     ]
-    of_others.append(("export", ["format=onnx"]))
+    of_others += [("export", [f"format={name}"]) for name in ("onnx", "onnx_int8")]
     of_others.append(("embed", ["runner=ray"]))
     group = override.partition(".")[0]
     others_of_train.sort(key=lambda pair: not any(one.startswith(f"{group}=") for one in pair[1]))

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from tests.nn.adversaries import CLASSES, FUSED, IMAGES, batch_of, embedder, labels, metric
+from pytorch_metric_learning.losses import MultiSimilarityLoss
+from tests.nn.adversaries import CLASSES, FUSED, IMAGES, batch_of, embedder, labels
 
 from unseen.config.command_line import config_folder, load_config
+from unseen.losses import MetricLoss
 from unseen.nn.embedder import Embedder
 from unseen.nn.regularizer import RegularizerInput
 
@@ -64,15 +66,9 @@ def test_every_regulariser_gives_a_loss_or_is_none(choice):
         assert make is None
         return
 
-    def loss(embeddings, target, ids):
-        return metric(embeddings, target)
-
-    class Loss(torch.nn.Module):
-        def forward(self, embeddings, target, ids):
-            return loss(embeddings, target, ids)
-
+    loss = MetricLoss(MultiSimilarityLoss(), None, compares_pairs=True)
     model = embedder()
-    regularizer = make(embedder=model, loss=lambda size: Loss())
+    regularizer = make(embedder=model, loss=lambda size: loss)
     images = torch.zeros(IMAGES, 3, 1, 1)
     embedded, ids = model(images), torch.arange(IMAGES)
     of_batch = loss(embedded.embedding, labels(), ids)

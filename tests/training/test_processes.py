@@ -59,13 +59,20 @@ PRIMARY = {
     "data": {"image_size": 32},
     "hydra": {"searchpath": [f"file://{CONF}"]},
 }
+OF_PAIRS = ("introspection",)
+"""Regularisers that refuse losses with proxies."""
 PLAIN = {"loss": "multi_similarity", "fusion": "attention"}
 CASES: list[dict[str, Any]] = [
     *({"loss": name} for name in choices("loss")),
     *({"loss": "triplet", "miner": name} for name in choices("miner")),
     *({"loss": name, "memory": "cross_batch"} for name in ("contrastive", "margin", "multi_similarity")),
     *({"adversary": name} for name in choices("adversary")),
-    *({"regularizer": name, "loss": "norm_softmax"} for name in choices("regularizer")),
+    *(
+        {"regularizer": name, "loss": "norm_softmax"}
+        for name in choices("regularizer")
+        if name not in OF_PAIRS
+    ),
+    *({"regularizer": name} for name in OF_PAIRS),
     *({"fusion": "gap", "adversary": name} for name in ("taps", "attention")),
 ]
 
