@@ -219,13 +219,13 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
         for override in groups:
             _check_choice(override, config_dir)
         for chosen in _choices(groups):
+            composed = _composed if config_dir else _composed_once
             try:
-                config = compose(config_name, overrides=[*own, *chosen], return_hydra_config=True)
+                whole = composed(config_name, (*own, *chosen))
             except HydraException as error:
                 raise UsageError(in_a_line(error)) from error
-            # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
-            content = _plain_content(config)
-            _check_trusted(content, content.pop("hydra"))
+            content = {key: value for key, value in whole.items() if key != "hydra"}
+            _check_trusted(content, whole["hydra"])
             for override in parsed:
                 if override in groups or _is_hydras(override):
                     continue
@@ -280,10 +280,17 @@ def _choices(groups: Sequence[Override]) -> Iterator[list[str]]:
             yield [*first[:place], _plain(override, value), *first[place + 1 :]]
 
 
-def _plain_content(config: DictConfig) -> dict[str, Any]:
+def _composed(config_name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The config of chosen groups, which is not to be changed, and under `hydra` Hydra's own."""
+    config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+    # Unresolved: an interpolation may refer to what Hydra sets only when the job runs.
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+# Of the package's groups alone, which stay as they are while it runs; a user's own may change.
+_composed_once = functools.lru_cache(maxsize=64)(_composed)
 
 
 def _parse(override: str) -> Override:
