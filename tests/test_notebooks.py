@@ -15,13 +15,13 @@ PICTURES = {
     "from_pytorch_metric_learning": 1,
 }
 # What takes its time in a notebook and shows nothing more here.
+FEW = {'"data.workers=0"': '"data.workers=0", "+trainer.limit_train_batches=2"'}
 REPLACED = {
     "quickstart": {"epochs=4": "epochs=1", "[Cyrillic,Greek]": "[Greek]"},
-    "ablation": {"range(3)": "range(2)"},
-    "attention": {
-        "epochs=2": "epochs=1",
-        "rows = run.data.split.query[::2]": "rows = run.data.split.query[::8]",
-    },
+    "ablation": {"range(3)": "range(2)", **FEW},
+    "attention": {"epochs=2": "epochs=1", "run.data.split.query[::2]": "run.data.split.query[::8]", **FEW},
+    "from_pytorch_metric_learning": {"epochs=2": "epochs=1", **FEW},
+    "your_folder": {"epochs=2": "epochs=1", **FEW},
 }
 
 
