@@ -23,15 +23,13 @@ from unseen.deploy.model import Model, images_of
 from unseen.deploy.quantization import Labelled
 from unseen.deploy.verification import calibrate
 from unseen.evaluation.embed import embed
-from unseen.nn.embedder import Embedder
+from unseen.nn.embedder import PRETRAINED, READOUT, Embedder
 from unseen.nn.lora import merge
 from unseen.tracking.record import RunRecord
 
 CHECKED = 64
 """Real images that the bundle must embed as the run does."""
 TOLERANCE = 1e-5
-READOUT, COPY = "readout.", "pretrained."
-"""What names of an embedder's weights begin with: of its readout, and of the pretrained network beside it."""
 JUDGED = 5000
 """Images that a file in 8 bits is judged by."""
 
@@ -202,7 +200,9 @@ def trained_embedder(
     known = {
         name: value
         for name, value in weights.items()
-        if not (but_readout and (name.startswith(READOUT) or (name.startswith(COPY) and name not in own)))
+        if not (
+            but_readout and (name.startswith(READOUT) or (name.startswith(PRETRAINED) and name not in own))
+        )
     }
     missing, unexpected = embedder.load_state_dict(known, strict=False)
     if wrong := [*unexpected, *(name for name in missing if not (but_readout and _is_readouts(name)))]:
@@ -212,13 +212,13 @@ def trained_embedder(
 
 
 def _is_readouts(name: str) -> bool:
-    return name.startswith((READOUT, COPY))
+    return name.startswith((READOUT, PRETRAINED))
 
 
 def _wants_pretrained(config: DictConfig, weights: Mapping[str, torch.Tensor]) -> bool:
     """Whether the pretrained network is to be deployed, and is not among the weights."""
     share = config.embedding.get("pretrained_share")
-    if not share or any(name.startswith(COPY) for name in weights):
+    if not share or any(name.startswith(PRETRAINED) for name in weights):
         return False
     if config.backbone.weights == "none":
         raise ValueError(

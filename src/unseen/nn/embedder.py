@@ -14,6 +14,9 @@ from unseen.nn.backbone import Backbone, FeatureMaps
 from unseen.nn.fusion import Fused
 from unseen.nn.readout import Readout
 
+READOUT, PRETRAINED = "readout.", "pretrained."
+"""What names of an embedder's weights begin with: of its readout, and of the pretrained network beside it."""
+
 
 class Embedded(NamedTuple):
     """What an embedder gives for `B` images.

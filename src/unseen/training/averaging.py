@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from unseen.nn.embedder import PRETRAINED, READOUT
 from unseen.training.learner import MetricLearner
 
 STATE = "averaging"
@@ -191,7 +192,7 @@ def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in state.items()
-        if value.is_floating_point() and not name.startswith(("readout.", "pretrained."))
+        if value.is_floating_point() and not name.startswith((READOUT, PRETRAINED))
     }
 
 
