@@ -40,10 +40,10 @@ report: $(INSTALLED) ## Compare finished runs: tables and a page in runs/report.
 	@$(BIN)/python -m unseen.apps.report $(ARGS)
 
 test: setup ## Run the whole test suite.
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-fast: setup ## Run the tests that take seconds.
-	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 -m "not slow" $(ARGS)
 
 lint: setup ## Check style and formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

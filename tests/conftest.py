@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -52,10 +51,10 @@ def tiny_run(coloured_tree):
     ]
 
 
-def _in_process(rank, world, port, work, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _in_process(rank, world, work, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    # They meet at a file: a port that is free now may be taken by the time that it is listened at.
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     try:
         torch.save(work(rank, world), f"{folder}/{rank}.pt")
     finally:
@@ -137,12 +136,10 @@ def on_ranks(tmp_path):
     """`on_ranks(world, work)`: what `work(rank, world)` returns in each of as many processes."""
 
     def run(world, work):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        folder = tempfile.mkdtemp(dir=tmp_path)
         torch.multiprocessing.start_processes(
-            _in_process, (world, port, work, str(tmp_path)), nprocs=world, start_method="fork"
+            _in_process, (world, work, folder), nprocs=world, start_method="fork"
         )
-        return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+        return [torch.load(f"{folder}/{rank}.pt") for rank in range(world)]
 
     return run

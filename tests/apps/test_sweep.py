@@ -8,6 +8,7 @@ import pytest
 
 from unseen.config.freeze import Freezer
 from unseen.sweep.job import State
+from unseen.sweep.lock import locked
 from unseen.tracking.record import RunRecord
 
 
@@ -87,7 +88,19 @@ def test_two_sweeps_at_once_do_each_job_once_with_a_wandb_run_of_its_own(small, 
         assert len((folder / "attempts.jsonl").read_text().splitlines()) == 1
         assert (folder / "log.txt").read_text().count("Everything is in") == 1
         assert len(list(folder.glob("wandb/offline-run-*"))) == 1
-    assert "elsewhere" in "".join(output for output, _ in outputs)
+
+
+@pytest.mark.slow
+def test_a_job_that_another_process_has_is_left_to_it(small, unseen, tmp_path):
+    words = ["sweep", *small, "ablation=baseline,gdfl"]
+    job = frozen(small, tmp_path / "sweep", "ablation=baseline")
+    job.folder.mkdir(parents=True)
+    with locked(job.folder):
+        status, output = unseen(*words)
+    assert status == 0, output
+    assert "2 jobs: 1 running, 1 to do." in output
+    assert "2 jobs: 1 done, 1 running." in output
+    assert {ablation for ablation, _ in records(tmp_path / "sweep")} == {"gdfl"}
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_ctrl_c_asks_what_runs_to_stop_and_starts_no_other(a_job, takes, launche
     jobs = [a_job(name) for name in ("first", "second", "third")]
 
     def interrupt():
-        while not (jobs[launcher.at_once - 1].folder / "began").exists():
+        while not all((job.folder / "began").exists() for job in jobs[: launcher.at_once]):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 

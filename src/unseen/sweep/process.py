@@ -78,6 +78,8 @@ def run(
         return None
     process = start(job, lock, environment)
     _running.add(process)
+    if _stopped.is_set():
+        process.terminate()  # asked to while the process was started, when it was not among those running
     try:
         return wait(process, look)
     except BaseException:

@@ -112,4 +112,5 @@ def fisher_directions(within: Tensor, between: Tensor, count: int) -> Tensor:
     symmetric = torch.linalg.solve_triangular(factor, half.T, upper=False)
     vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2).eigenvectors[:, -count:].flip(1)
     leading = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
-    return torch.linalg.qr(leading).Q
+    # Laid out as a checkpoint restores it: products of another layout are rounded otherwise.
+    return torch.linalg.qr(leading).Q.contiguous()
