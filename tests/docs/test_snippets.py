@@ -62,6 +62,7 @@ COMPANIONS = (
     ["averaging=wise_ft"],
     ["trainable=last"],
     ["trainable=lora"],
+    ["speed=measured"],
     ["logger=[wandb,mlflow]"],
 )
 """Choices that have keys which others have not."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from unseen.config.frozen import check_frozen, check_reach, check_sees_maps, warn_of_untrained
 from unseen.config.identity import key_of, plain, weights_hash
+from unseen.config.speed import with_fastest
 from unseen.config.targets import instantiate
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
@@ -35,6 +36,7 @@ from unseen.training.centres import ClassCentres
 from unseen.training.checkpoints import Checkpoints, check_frozen_weights, check_resumable, newest_of
 from unseen.training.learner import MetricLearner
 from unseen.training.randomness import SeedsSteps
+from unseen.training.speed import Threads
 from unseen.workflow.preflight import look_before
 from unseen.workflow.run import EvaluationSettings, Run
 
@@ -77,6 +79,9 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         OSError: a file or folder is missing.
     """
     given = given or Given()
+    asked = plain(config)
+    if config.speed is not None:
+        config = _as_fast_as_can_be(config, given)
     seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_folder)
     evaluation = functools.partial(evaluate, **plain(config.metrics))
@@ -93,7 +98,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
     identity = {
         "split": data.split.fingerprint,
         "manifest": data.manifest.content_hash,
-        "config": essential(content),
+        "config": essential(asked),
     }
     resume_from = _resume_from(config.resume_from, folder, identity)
     if resume_from is not None:
@@ -115,7 +120,8 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         },
         overrides=[str(override) for override in content["overrides"]],
         config=content,
-        job_key=key_of(content, data.split.fingerprint),
+        # As a sweep names it, which knows no machine.
+        job_key=key_of(asked, data.split.fingerprint),
         folder=folder,
         resume_from=resume_from,
     )
@@ -136,6 +142,19 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         cache_dir=Path(config.data.cache_dir),
         draws_pictures=config.pictures,
     )
+
+
+def _as_fast_as_can_be(config: DictConfig, given: Given) -> DictConfig:
+    """With the fastest settings of this machine, by a network and images that are made for it."""
+
+    def parts() -> tuple[Embedder, DataModule]:
+        seed_everything(config.seed, workers=True, verbose=False)
+        learner, data = _build_learner(config, evaluate, given, interpolates=False)
+        return learner.embedder, data
+
+    # Objects have no name under which they could be known again.
+    remembers = given.embedder is None and given.collection is None
+    return with_fastest(config, parts, remembers)
 
 
 def _resume_from(typed: str | None, folder: Path, identity: dict[str, Any]) -> Path | None:
@@ -191,6 +210,8 @@ def _build_learner(
     if is_frozen:
         check_reach(made_adversary, embedder)
         check_sees_maps(made_regularizer)
+    if config.compile:
+        embedder.backbone.compile()
     learner = MetricLearner(
         embedder,
         made,
@@ -294,6 +315,8 @@ def _build_trainer(
         logger(card) if isinstance(logger, functools.partial) else logger
         for logger in instantiate(config.logger).values()
     ]
+    if config.threads is not None:
+        callbacks.append(Threads(config.threads))
     limits = {} if validates else {"limit_val_batches": 0}
     return instantiate(
         config.trainer,

@@ -53,7 +53,7 @@ class OneOf(NamedTuple):
 class ListOf(NamedTuple):
     """A list, possibly empty."""
 
-    each: Limits
+    each: Limits | OneOf
 
     def admit(self, value: Any) -> bool:
         """Whether a key may take this value."""
@@ -70,6 +70,9 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "optimizer.learning_rates.*": Limits(0, whole=False),
     "optimizer.l2_sp": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
+    "threads": Limits(1, nullable=True),
+    "speed.seconds": Limits(0, whole=False),
+    "speed.precision": ListOf(OneOf(("32-true", "bf16-mixed", "16-mixed"))),
     "adversary.sees": OneOf(("fused", "embedding")),
     "regularizer.into": OneOf(("embedding", "fused")),
     "embedding.readout": OneOf(("features", "projection")),

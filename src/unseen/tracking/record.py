@@ -29,7 +29,7 @@ INCIDENTAL = (
     "trainer.accelerator", "trainer.devices", "trainer.default_root_dir", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps",
     "data.root", "data.path", "data.source", "data.download", "data.workers", "data.cache", "data.cache_dir",
-    "data.evaluation_batch_size",
+    "data.evaluation_batch_size", "threads", "compile",
 )  # fmt: skip
 """Keys of the config that change where a run goes or what is measured of it, and not what it trains.
 
