@@ -375,6 +375,7 @@ def fit(data: DataModule, callbacks: list[Any], ckpt_path: Path | None = None, *
     return witness
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("workers", "protocol", "options"),
@@ -420,6 +421,7 @@ def test_a_resumed_run_sees_exactly_what_an_uninterrupted_one_sees(
         assert seen == whole[done:], checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_may_be_interrupted_again_and_again(module: Callable[..., DataModule], tmp_path: Path) -> None:
     """Each checkpoint here was saved by a run that itself was resumed from the one before.

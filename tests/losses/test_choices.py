@@ -47,6 +47,7 @@ def test_training_lowers_the_loss_with_finite_gradients(name, build_loss):
     assert sum(values[-3:]) < sum(values[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_sampler_follows_the_loss_unless_it_was_chosen(name, compose_loss):
     expected = "shuffled" if name in PROXY_LOSSES else "class_balanced"

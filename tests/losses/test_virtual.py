@@ -64,6 +64,7 @@ PAIRS_OR_TRIPLETS = ["contrastive", "multi_similarity", "triplet", "circle", "su
 PAIRS_OR_TRIPLETS += ["n_pair", "lifted_structure", "angular", "margin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", PROXIES + PAIRS_OR_TRIPLETS)
 def test_it_is_the_loss_that_knew_the_virtual_classes_from_the_start(loss):
     module = made(loss, C)
@@ -80,6 +81,7 @@ def test_it_is_the_loss_that_knew_the_virtual_classes_from_the_start(loss):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", PROXIES)
 def test_the_mixed_proxies_carry_gradient_to_those_they_are_mixed_of(loss):
     module = made(loss, C)

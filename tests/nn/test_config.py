@@ -44,6 +44,7 @@ def test_every_fusion_joins_a_backbone(choice):
     assert bool(embedded.fused.attention) == choice.startswith("attention")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices("adversary"))
 def test_every_adversary_gives_a_loss_or_is_none(choice):
     make = instantiate(load_config([f"adversary={choice}"]).adversary)
@@ -59,6 +60,7 @@ def test_every_adversary_gives_a_loss_or_is_none(choice):
     assert output.logits.shape == (IMAGES, CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices("regularizer"))
 def test_every_regulariser_gives_a_loss_or_is_none(choice):
     make = instantiate(load_config([f"regularizer={choice}"]).regularizer)

@@ -167,6 +167,7 @@ def key(run: Run) -> tuple[str, str]:
     return run.learner.embedder.backbone.fingerprint(), run.data.fingerprint(run.data.split.train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "is_another"),
     [
@@ -187,6 +188,7 @@ def test_maps_are_named_by_all_that_determines_them(
     assert (key(made(*overrides)) != key(made())) == is_another
 
 
+@pytest.mark.slow
 def test_maps_of_other_weights_or_of_images_that_changed_are_others(
     made: Made, weights: list[Path], coloured_tree: Path, tmp_path: Path
 ) -> None:

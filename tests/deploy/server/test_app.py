@@ -280,6 +280,7 @@ def test_another_method_is_refused(client, method, path):
     assert "method" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_uploads_are_limited(client):
     assert client.post("/search").status_code == 422
     too_large = client.post("/search", content=b"x" * (MOST_BYTES + 1))

@@ -41,6 +41,7 @@ def test_images_that_come_are_found_and_those_that_go_are_not(client, growing):
     )
 
 
+@pytest.mark.slow
 def test_no_request_meets_a_gallery_that_is_half_new(client, growing):
     """While images come and go every answer is of one state: its ids are known, and k of them."""
     gallery = Gallery.open(growing.side.gallery.folder)
@@ -69,6 +70,7 @@ def test_no_request_meets_a_gallery_that_is_half_new(client, growing):
     assert len(versions) >= 4
 
 
+@pytest.mark.slow
 def test_a_gallery_that_breaks_is_said_once_and_its_former_state_is_searched(client, growing, capsys):
     description = growing.side.gallery.folder / "gallery.json"
     whole = description.read_text()

@@ -119,6 +119,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
     assert caught.value.status == 408
 
 
+@pytest.mark.slow
 def test_embeddings_and_attention_at_once_are_not_mixed_up(sides):
     """One network in many threads: what its layers give is each image's own."""
     model = sides[0].model
