@@ -48,6 +48,7 @@ def test_help_of_a_command_loads_no_network(command):
     assert not packages & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

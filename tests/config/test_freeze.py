@@ -46,6 +46,7 @@ def test_the_key_is_that_of_the_run(tiny_run, coloured_tree, tmp_path, monkeypat
     assert run.choices["loss"] == "multi_similarity"
 
 
+@pytest.mark.slow
 def test_equal_jobs_have_equal_keys_and_others_have_others(tiny_run, tmp_path):
     freezer = Freezer()
 
@@ -67,6 +68,7 @@ def test_a_key_may_follow_another_one_as_the_split_follows_the_seed(tiny_run, tm
     assert "protocol.seed=4" in following[1].config.overrides
 
 
+@pytest.mark.slow
 def test_a_data_set_is_read_once_for_many_jobs(tiny_run, tmp_path, monkeypatch):
     from unseen.data.sources import folder
 

@@ -66,6 +66,7 @@ def test_a_users_own_groups_and_choices_are_shown(tmp_path):
     assert "One." in help_text("train", str(tmp_path), ["extra"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["triplet", "norm_softmax"])
 def test_the_papers_settings_go_with_any_loss(loss):
     for overrides in (["experiment=paper", f"loss={loss}"], [f"loss={loss}", "experiment=paper"]):

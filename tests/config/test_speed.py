@@ -44,6 +44,7 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return calls
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_remembered_for_the_same_network_and_batches(
     built: Callable[..., Run],
     measurements: list[Settings],
@@ -64,6 +65,7 @@ def test_what_was_measured_is_remembered_for_the_same_network_and_batches(
     assert len(measurements) == 3, "what cannot be read is measured again"
 
 
+@pytest.mark.slow
 def test_a_record_has_what_was_used_and_the_job_the_name_that_a_sweep_gives_it(
     built: Callable[..., Run], measurements: list[Settings], words: list[str], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_the_layer_norm_follows_the_loss_unless_it_was_chosen(compose_loss):
     assert compose_loss("loss=norm_softmax").embedding.normalize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("miner", choices_of("miner"))
 def test_every_miner_goes_with_pairs_and_triplets(miner, build_loss):
     inputs, labels, ids = noisy_classes()

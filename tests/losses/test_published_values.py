@@ -39,6 +39,7 @@ def test_every_line_of_the_table_is_read():
     assert {choice for choice, *_ in ROWS} == {*LOSSES, "memory=cross_batch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "key", "ours"), ROWS, ids=lambda value: value)
 def test_the_composed_value_is_the_one_of_the_table(choice, key, ours):
     # The same reader as for YAML files: 1e-2 is a number.

@@ -34,6 +34,7 @@ def test_every_backbone_builds_with_three_taps(choice):
     assert [tap.shape[1] for tap in maps.taps] == backbone.tap_channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices("fusion"))
 def test_every_fusion_joins_a_backbone(choice):
     config = load_config([f"fusion={choice}"])

@@ -36,6 +36,7 @@ def sweep(record, tmp_path):
     return tmp_path / "runs" / "sweep"
 
 
+@pytest.mark.slow
 def test_one_command_prints_and_writes_the_comparison(sweep, tmp_path, record):
     record("full", 7, schema=1).save(sweep / "old" / "record.json")
     (sweep / "to do").mkdir()
@@ -62,6 +63,7 @@ def test_one_command_prints_and_writes_the_comparison(sweep, tmp_path, record):
     assert not (tmp_path / "outputs").exists(), "Hydra leaves nothing"
 
 
+@pytest.mark.slow
 def test_every_key_reaches_the_comparison(sweep, tmp_path, record):
     for seed in range(2):
         record("gdfl", seed, config={"trainer.max_epochs": 9}).save(
@@ -87,6 +89,7 @@ def test_every_key_reaches_the_comparison(sweep, tmp_path, record):
     assert (tmp_path / "there" / "comparison.tex").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -115,6 +115,7 @@ def test_it_finds_the_optimum_within_the_budget_and_goes_on_where_it_stopped(mak
     assert len(study.study.trials) == 20
 
 
+@pytest.mark.slow
 def test_a_trial_that_breaks_or_cannot_be_is_told_as_failed_with_its_error(make):
     study = make(6, {"kind": Choice(("plain", "broken", "impossible"))}, sampler=InTurn)
     study.run()
@@ -160,6 +161,7 @@ class SlowFirst(optuna.samplers.RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_median_is_ended_early(make):
     class Worse(optuna.samplers.RandomSampler):
         def sample_independent(self, study, trial, param_name, param_distribution):
@@ -189,6 +191,7 @@ def test_several_objectives_give_those_that_none_beats_in_all(make):
     assert {trial.number for trial in study.best} == points.keys() - beaten
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_died_is_gone_on_with(make, tmp_path):
     study = make(3)
     trial = study.study.ask({"x": study.space["x"].distribution})
@@ -200,6 +203,7 @@ def test_a_trial_whose_process_died_is_gone_on_with(make, tmp_path):
     assert again.study.trials[0].values == [pytest.approx(1 - (trial.params["x"] - 0.3) ** 2)]
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_process_has_is_left_alone(make):
     study = make(3, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
     trial = study.study.ask({"kind": study.space["kind"].distribution})
