@@ -69,9 +69,8 @@ def test_loading_needs_no_trainer_and_no_configuration(bundle):
         model = unseen.load({str(bundle)!r})
         import numpy as np
         assert model.embed(np.zeros((2, 40, 40, 3), np.uint8)).shape == (2, model.size)
-        # timm imports wandb by itself where it is installed.
         names = ("lightning", "hydra", "omegaconf", "pytorch_metric_learning", "sklearn", "scipy", "pandas",
-                 "numba", "matplotlib", "unseen.tracking", "unseen.training", "unseen.losses")
+                 "numba", "matplotlib", "wandb", "unseen.tracking", "unseen.training", "unseen.losses")
         print([name for name in names if name in sys.modules])
     """
     done = subprocess.run(
