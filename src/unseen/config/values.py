@@ -98,6 +98,10 @@ def check_value(key: str, value: Any, typed: str) -> None:
     """
     if str(value).startswith("${"):
         return
+    if value == "":
+        raise UsageError(
+            f"{typed}: '{key}' is empty, as if a shell variable were not set. Give a value or null."
+        )
     for pattern, wanted in VALUES.items():
         if fnmatch.fnmatchcase(key, pattern) and not wanted.admit(value):
             shown = "null" if value is None else repr(value)
