@@ -235,6 +235,8 @@ def test_training_without_end_is_refused_unless_its_steps_are_counted():
         ({"accelerator": "auto", "devices": 4}, 4, []),
         ({"accelerator": "cpu", "devices": 2}, 0, []),
         ({"accelerator": "gpu", "devices": "auto"}, 1, []),
+        ({"accelerator": "cpu", "devices": 2, "sync_batchnorm": True}, 4, ["trainer.sync_batchnorm=true"]),
+        ({"accelerator": "auto", "devices": 1, "sync_batchnorm": True}, 1, []),
     ],
 )
 def test_devices_that_are_not_there_are_refused(monkeypatch, trainer, gpus, words):

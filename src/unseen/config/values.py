@@ -119,7 +119,14 @@ def check_devices(trainer: DictConfig) -> None:
     """
     name, devices = trainer.accelerator, trainer.devices
     # PyTorch takes seconds to load, and is not asked where its answer changes nothing.
-    gpus = 0 if name == "cpu" or (name == "auto" and devices == 1) else _gpus(name)
+    joins_statistics = bool(trainer.get("sync_batchnorm"))
+    matters = name != "cpu" and (name != "auto" or devices != 1 or joins_statistics)
+    gpus = _gpus(name) if matters else 0
+    if joins_statistics and not gpus:
+        raise UsageError(
+            "trainer.sync_batchnorm=true: PyTorch joins the statistics of processes on GPUs alone, and this "
+            "run has none. Use embedding.frozen_batch_norm=true, whose statistics stay, or leave it out."
+        )
     if not isinstance(devices, int):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
