@@ -135,6 +135,21 @@ def test_validation_classes_are_loaded_where_the_protocol_holds_some_out(
     assert [int(row) for batch in loader for row in batch.ids] == data.split.validation.tolist()
 
 
+@pytest.mark.parametrize(
+    ("cache", "accelerated", "wanted"), [("none", False, 3), ("ram", False, 0), ("ram", True, 3)]
+)
+def test_decoded_images_take_no_workers_from_a_cpu_that_trains(
+    module: Callable[..., DataModule],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str,
+    accelerated: bool,
+    wanted: int,
+) -> None:
+    monkeypatch.setattr("unseen.data.module.available_cores", lambda: 3)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerated)
+    assert module(cache=cache, workers="auto").workers == wanted
+
+
 def test_workers_and_caches_change_nothing(module: Callable[..., DataModule]) -> None:
     for sampler in (BALANCED, SHUFFLED):
         plain = epoch_batches(module(sampler=sampler), 2)

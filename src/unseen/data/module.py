@@ -171,7 +171,8 @@ class DataModule(LightningDataModule):
         sampler: called with `labels`, `seed`, `rank` and `world_size`.
         transforms: for training and evaluation.
         seed: of order and augmentation.
-        workers: processes that prepare images; `auto` takes the cores that are there, at most eight; 0 none.
+        workers: processes that prepare images; 0 none. `auto` takes the cores that are there, at most eight,
+            but none for decoded images where training is on a CPU, of which workers take more than they give.
         evaluation_batch_size: images a batch where nothing is learned.
         exclude: a text file of paths to leave out; see `listed_paths`.
         on_error: what images that cannot be read do: `raise` stops; `skip` finds them before training, lists
@@ -221,7 +222,7 @@ class DataModule(LightningDataModule):
             _check_images(images, manifest, cache)
         self.transforms = transforms
         self.seed = seed
-        self.workers = _workers(workers)
+        self.workers = _workers(workers, decoded=cache != "none" or not self.reads_files)
         self.evaluation_batch_size = evaluation_batch_size
         self._protocol = protocol
         self._sampler = sampler
@@ -452,9 +453,9 @@ def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{key}={value}: choices are {', '.join(choices)}.")
 
 
-def _workers(wanted: int | str) -> int:
+def _workers(wanted: int | str, decoded: bool) -> int:
     if wanted == "auto":
-        return min(8, available_cores())
+        return 0 if decoded and not torch.accelerator.is_available() else min(8, available_cores())
     if not isinstance(wanted, int) or wanted < 0:
         raise ValueError(f"data.workers={wanted!r}: wanted 'auto' or a number of processes of at least 0.")
     return wanted
