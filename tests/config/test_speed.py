@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unseen.config import speed
-from unseen.config.build import build
+from unseen.config.build import Given, build, build_embedder
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.training.speed import Measured, Network, Settings
@@ -34,10 +35,19 @@ def built(words: list[str], tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def measurements(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What was given at each measurement, which finds `CHOSEN`."""
-    calls: list[Settings] = []
+    return measured(monkeypatch, lambda embedder, given: given)
+
+
+@pytest.fixture
+def measured_networks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    return measured(monkeypatch, lambda embedder, given: embedder)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, kept: Callable[[object, Settings], Any]) -> list[Any]:
+    calls: list[Any] = []
 
     def fastest(embedder: object, data: object, given: Settings, networks: object, **_: object) -> Measured:
-        calls.append(given)
+        calls.append(kept(embedder, given))
         return Measured(CHOSEN, 120.0, 100.0)
 
     monkeypatch.setattr(speed, "fastest", fastest)
@@ -75,6 +85,19 @@ def test_a_record_has_what_was_used_and_the_job_the_name_that_a_sweep_gives_it(
     assert record.job_key == Freezer().freeze(words, tmp_path / "sweep").job.key
     resumed = built("trainer.max_epochs=1", f"resume_from={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}")
     assert resumed.resume_from is not None
+
+
+def test_a_network_that_was_given_is_measured_as_a_copy_and_each_time(
+    words: list[str], measured_networks: list[object], tmp_path: Path
+) -> None:
+    config = load_config(words, run_folder=tmp_path / "run")
+    embedder = build_embedder(config)
+    for _ in range(2):
+        run = build(config, Given(embedder=embedder))
+        assert run.learner.embedder is embedder
+    assert len(measured_networks) == 2
+    assert all(network is not embedder for network in measured_networks)
+    assert not (tmp_path / "cache" / "speed").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,9 @@ def _as_fast_as_can_be(config: DictConfig, given: Given) -> DictConfig:
 
     def parts() -> tuple[Embedder, DataModule]:
         seed_everything(config.seed, workers=True, verbose=False)
-        learner, data = _build_learner(config, evaluate, given, interpolates=False)
+        # A copy, as a learner changes the network that it is given (low-rank additions, say).
+        own = replace(given, embedder=copy.deepcopy(given.embedder))
+        learner, data = _build_learner(config, evaluate, own, interpolates=False)
         return learner.embedder, data
 
     # Objects have no name under which they could be known again.

@@ -212,7 +212,7 @@ class Threads(Callback):
         torch.set_num_threads(self._all)
 
     def on_validation_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             torch.set_num_threads(self.count)
 
     def on_train_end(self, *_: Any) -> None:
