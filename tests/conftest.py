@@ -64,7 +64,7 @@ def _in_process(rank, world, work, folder):
 # `python -m unseen …`, but in a process that begins with the libraries imported: importing them takes longer
 # than most of what the tests do.
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["lightning", "timm", "torchmetrics", "unseen.config.build"])
+WARM.set_forkserver_preload(["lightning", "torchmetrics", "unseen.config.build"])
 AS_TYPED = """
 import atexit, os, sys
 os.chdir(folder)
@@ -74,9 +74,6 @@ for stream in (1, 2):
     os.dup2(os.open(f"{outputs}/{stream}", os.O_WRONLY | os.O_CREAT), stream)
 sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
 sys.argv = ["unseen", *words]
-# On import W&B makes a folder that goes with the first process that ends.
-for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
-    del sys.modules[name]
 from unseen.__main__ import main
 try:
     main()

@@ -80,9 +80,10 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         OSError: a file or folder is missing.
     """
     given = given or Given()
-    asked = plain(config)
+    asked = content = plain(config)
     if config.speed is not None:
         config = _as_fast_as_can_be(config, given)
+        content = plain(config)
     seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(config.run_folder)
     evaluation = functools.partial(evaluate, **plain(config.metrics))
@@ -95,7 +96,6 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
             "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
             "Choose protocol=holdout."
         )
-    content = plain(config)
     identity = {
         "split": data.split.fingerprint,
         "manifest": data.manifest.content_hash,

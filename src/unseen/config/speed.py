@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from unseen.config.identity import plain
 from unseen.data.module import DataModule
@@ -49,16 +49,16 @@ def with_fastest(config: DictConfig, parts: Parts, remembers: bool) -> DictConfi
             "backbone to time. Use speed=given."
         )
     if not remembers:
-        return _told(config, *_measured(config, parts))
+        return _with_chosen(config, *_measured(config, parts))
     file = _file(config)
     file.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"Another process measures what is fastest ({file.name}): waiting."
     with exclusive_lock(file.with_suffix(".lock"), lambda: print(waiting, flush=True)):
         if remembered := _remembered(file):
-            return _told(config, remembered, f"remembered in {file}")
+            return _with_chosen(config, remembered, f"remembered in {file}")
         measured, how = _measured(config, parts)
         _remember(file, measured)
-    return _told(config, measured, how)
+    return _with_chosen(config, measured, how)
 
 
 def _measured(config: DictConfig, parts: Parts) -> tuple[Measured, str]:
@@ -84,8 +84,8 @@ def _given(config: DictConfig, data: DataModule) -> Settings:
     return Settings(network, data.workers, config.threads or torch.get_num_threads())
 
 
-def _told(config: DictConfig, measured: Measured, how: str) -> DictConfig:
-    """A config with what was chosen, which is said in the words in which it can be typed."""
+def _with_chosen(config: DictConfig, measured: Measured, how: str) -> DictConfig:
+    """The config with what was chosen, which is said in the words in which it can be typed."""
     chosen = measured.chosen
     values = {
         "trainer.precision": chosen.network.precision,
@@ -101,10 +101,8 @@ def _told(config: DictConfig, measured: Measured, how: str) -> DictConfig:
         flush=True,
     )
     config = config.copy()
-    with open_dict(config):
-        for key, value in values.items():
-            parent, _, name = key.rpartition(".")
-            (config[parent] if parent else config)[name] = value
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
     return config
 
 

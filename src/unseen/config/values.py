@@ -40,14 +40,14 @@ class Limits(NamedTuple):
 class OneOf(NamedTuple):
     """A few words."""
 
-    words: tuple[str, ...]
+    words: tuple[str | bool, ...]
 
     def admit(self, value: Any) -> bool:
         """Whether a key may take this value."""
         return value in self.words
 
     def __str__(self) -> str:
-        return " or ".join(self.words)
+        return " or ".join(map(str, self.words))
 
 
 class ListOf(NamedTuple):
@@ -73,6 +73,8 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "threads": Limits(1, nullable=True),
     "speed.seconds": Limits(0, whole=False),
     "speed.precision": ListOf(OneOf(("32-true", "bf16-mixed", "16-mixed"))),
+    "speed.channels_last": ListOf(OneOf((True, False))),
+    "speed.compile": ListOf(OneOf((True, False))),
     "adversary.sees": OneOf(("fused", "embedding")),
     "regularizer.into": OneOf(("embedding", "fused")),
     "embedding.readout": OneOf(("features", "projection")),

@@ -78,9 +78,9 @@ def run(
         return None
     process = start(job, lock, environment)
     _running.add(process)
-    if _stopped.is_set():
-        process.terminate()  # asked to while the process was started, when it was not among those running
     try:
+        if _stopped.is_set():
+            stop(process)  # asked to while the process was started, when it was not among those running
         return wait(process, look)
     except BaseException:
         stop(process)
