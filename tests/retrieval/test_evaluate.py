@@ -132,7 +132,9 @@ def test_parts_give_what_one_search_gives(uneven, monkeypatch, similarity, separ
     searched = []
     keys_of = nearest.nearest_keys
     monkeypatch.setattr(
-        nearest, "nearest_keys", lambda part, k, *rest: searched.append(k) or keys_of(part, k, *rest)
+        nearest,
+        "nearest_keys",
+        lambda part, depth, *rest: searched.append(int(depth.max())) or keys_of(part, depth, *rest),
     )
     whole = evaluate(vectors, labels, **arguments)
     assert searched == [int(whole.relevant.max())]
@@ -155,9 +157,9 @@ def test_small_classes_are_searched_together_although_a_large_one_does_not_fit(m
     searched = []
     keys_of = nearest.nearest_keys
 
-    def watched(part, k, *rest):
-        searched.append((len(part.queries), part.symmetric, k))
-        return keys_of(part, k, *rest)
+    def watched(part, depth, *rest):
+        searched.append((len(part.queries), part.symmetric, int(depth.max())))
+        return keys_of(part, depth, *rest)
 
     monkeypatch.setattr(nearest, "nearest_keys", watched)
     evaluate(vectors, labels, memory_budget=2**21)

@@ -15,7 +15,7 @@ def candidates(scores, k=1, threshold=-np.inf, written=0.0):
     scores = np.atleast_2d(np.asarray(scores, dtype=np.float32)).copy()
     one = np.ones(1)
     return Candidates(
-        k=k,
+        depth=np.array([k]),
         rows=np.zeros(1, dtype=np.int64),
         norm=one,
         scores=scores,

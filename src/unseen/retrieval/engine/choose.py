@@ -18,18 +18,23 @@ from unseen.retrieval.engine.rounding import (
     round_to,
     seconds_per_product,
 )
-from unseen.retrieval.engine.tiling import tile_sweep
+from unseen.retrieval.engine.tiling import SIDE, tile_sweep
 from unseen.retrieval.engine.vectors import Vectors
 
-SMALL = 2**33  # multiplications below which choosing costs more than it saves
-QUERIES, ITEMS = 48, 512  # sample sizes
+SMALL = 2**32  # multiplications below which choosing costs more than it saves
+QUERIES, ITEMS = 32, 512  # sample sizes
 SCORES = 2**24  # no more scores than these at a time
-SCORE_SECONDS = 5e-9  # to round a float64 score and to pick the best of many
-CANDIDATE_SECONDS = 1.5e-8  # to find and keep a candidate
-ELEMENT_SECONDS = 1.5e-10  # per element of a candidate compared in float64
+FIRST = 64  # no more items does a query meet before it looks how near the nearest are
+# Of one thread, as measured on a core with AVX-512:
+SCORE_SECONDS = 1.4e-8  # to round a float64 score and to pick the best of many
+SCAN_SECONDS = 1.2e-9  # to look at a product
+CANDIDATE_SECONDS = 9e-8  # to find and keep a candidate
+ELEMENT_SECONDS = 4e-10  # per element of a candidate compared in float64
 
 
-def choose_precision(inputs: SearchInputs, k: int, memory_budget: int) -> Precision | Literal["float64"]:
+def choose_precision(
+    inputs: SearchInputs, depth: Tensor, memory_budget: int
+) -> Precision | Literal["float64"]:
     """The precision of least predicted time: of a sweep, or `float64` for all pairs and no sweep."""
     count, width = inputs.gallery.raw.shape
     products = len(inputs.queries) * count * width / (2 if inputs.symmetric else 1)
@@ -40,38 +45,57 @@ def choose_precision(inputs: SearchInputs, k: int, memory_budget: int) -> Precis
     rows = torch.randint(len(inputs.queries), (sample,), generator=generator)
     items = inputs.gallery.only(torch.randint(count, (ITEMS,), generator=generator))
     queries = inputs.queries.only(rows)
-    gaps = _gaps(inputs, queries, rows, k)
-
-    each_pair = width * seconds_per_product(torch.float64) + SCORE_SECONDS
+    gaps = _gaps(inputs, queries, rows, depth[rows])
+    meetings = _meetings(gaps, depth[rows])
+    deepest, pairs, threads = int(depth.max()), products / width, torch.get_num_threads()
+    each_pair = width * seconds_per_product(torch.float64) + SCORE_SECONDS / threads
 
     def seconds(precision: Precision) -> float:
         speed = seconds_per_product(DTYPES[precision])
         if math.isinf(speed):
             return speed
-        tiling = tile_sweep(inputs, k, memory_budget, precision)
+        tiling = tile_sweep(inputs, deepest, memory_budget, precision)
         if tiling is None:
             return math.inf
         rounded = round_to(items, torch.arange(len(items)), len(items), precision)
         asked = round_to(queries, torch.arange(sample), sample, precision)
         base, slope = error_terms(asked, slice(None), rounded)
         margin = (base + slope * rounded.coarseness)[:, None]
-        candidates = (gaps <= 2 * margin).sum(dim=1).double().mean().item()
         compared = (gaps <= margin).sum(dim=1).double()
         given_up = (compared > tiling.capacity).double().mean().item()
-        meetings = 1 + math.log(max(1.0, count / tiling.side))  # the k best so far change about as often
-        each = candidates * meetings * CANDIDATE_SECONDS + compared.mean().item() * width * ELEMENT_SECONDS
-        return products * speed + len(inputs.queries) * (each + given_up * count * each_pair)
+        met = sum((piece <= known + 2 * margin).sum().item() for piece, known in meetings) / sample
+        each = met * CANDIDATE_SECONDS + compared.mean().item() * width * ELEMENT_SECONDS
+        shared = pairs * SCAN_SECONDS + len(inputs.queries) * each
+        return products * speed + shared / threads + len(inputs.queries) * given_up * count * each_pair
 
     best = min(get_args(Precision), key=seconds)
-    pairs = len(inputs.queries) * count
-    all_pairs = pairs * each_pair
+    all_pairs = len(inputs.queries) * count * each_pair
     if fits_whole(inputs, memory_budget):  # then each product serves two pairs
-        all_pairs = pairs / 2 * (each_pair + SCORE_SECONDS)
+        all_pairs = pairs * (each_pair + SCORE_SECONDS / threads)
     return "float64" if all_pairs <= seconds(best) else best
 
 
-def _gaps(inputs: SearchInputs, queries: Vectors, rows: Tensor, k: int) -> Tensor:
-    """How far each item's score lies below the query's k-th, `(n, G)` (negative for the nearer ones)."""
+def _meetings(gaps: Tensor, depth: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a query of gaps `(n, G)` meets, piece by piece `(n, m)`, and how near it then knows its neighbours
+    to be, `(n, 1)`.
+
+    The nearest `SIDE` come first, in any order; the `depth[i]`-th of those met before is what it knows.
+    """
+    near, places = gaps.topk(min(SIDE, gaps.shape[1]), dim=1, largest=False)
+    far = gaps.scatter(1, places, torch.inf)
+    near = near[:, torch.randperm(near.shape[1], generator=torch.Generator().manual_seed(0))]
+    pieces, stop = [(far, torch.zeros(len(gaps), 1))], near.shape[1]
+    while stop > FIRST:
+        start = stop // 2
+        known = near[:, :start].sort(dim=1).values.gather(1, (depth - 1).clamp(max=start - 1)[:, None])
+        pieces.append((near[:, start:stop], known.masked_fill(depth[:, None] > start, torch.inf)))
+        stop = start
+    return [*pieces, (near[:, :stop], torch.full((len(gaps), 1), torch.inf))]
+
+
+def _gaps(inputs: SearchInputs, queries: Vectors, rows: Tensor, depth: Tensor) -> Tensor:
+    """How far each item's score lies below the query's `depth[i]`-th, `(n, G)` (negative for the nearer
+    ones)."""
     gallery, factor = inputs.gallery, inputs.gallery.factor.float()
     scaled = queries.scaled(0, len(queries)).float()
     blocks = []
@@ -86,4 +110,4 @@ def _gaps(inputs: SearchInputs, queries: Vectors, rows: Tensor, k: int) -> Tenso
     own = inputs.own[rows]
     here = (own >= 0).nonzero().squeeze(1)
     scores[here, own[here]] = -torch.inf
-    return scores.topk(k, dim=1).values[:, -1:] - scores
+    return scores.topk(int(depth.max()), dim=1).values.gather(1, depth[:, None] - 1) - scores

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numba import njit
 
+from unseen.retrieval.engine.keys import LAST
 from unseen.retrieval.engine.tiling import STRIPE
 
 HIDDEN = -(2.0**30)  # products of pairs that must not be found are written below this
@@ -46,7 +47,7 @@ class Candidates(NamedTuple):
     """What may be among the nearest of `m` queries, as far as they have looked.
 
     Args:
-        k: how many neighbours each wants.
+        depth: `(m,)` int64, how many neighbours each wants; k of a query, below.
         rows: `(m,)` int64, positions of the queries.
         norm: `(m,)` float64, of the scaled queries.
         scores: `(m, capacity)` float32 of the candidates, as products give them.
@@ -63,7 +64,7 @@ class Candidates(NamedTuple):
         written: relative error of a product as it is written.
     """
 
-    k: int
+    depth: Array
     rows: Array
     norm: Array
     scores: Array
@@ -203,17 +204,17 @@ def _ordered(bits: int) -> int:
 @_compiled()
 def _kth_score(candidates: Candidates, row: int) -> float:
     """The k-th greatest written score, by bisection between the least and the greatest of all floats."""
-    bits = candidates.bits[row, : candidates.used[row]]
+    bits, depth = candidates.bits[row, : candidates.used[row]], candidates.depth[row]
     low, high = -(2**31), 2**31 - 1  # at least k reach `low`
     while low < high:
         middle, reaching = (low + high + 1) >> 1, 0
         for slot in range(len(bits)):
             reaching += _ordered(bits[slot]) >= middle
-        if reaching < candidates.k:
+        if reaching < depth:
             high = middle - 1
             continue
         low = middle
-        if reaching == candidates.k:
+        if reaching == depth:
             break
     least = 2**31 - 1
     for slot in range(len(bits)):
@@ -234,10 +235,16 @@ def _exact_kth(candidates: Candidates, row: int, pairs: Pairs) -> float:
 
 
 @_compiled()
+def _least_score(candidates: Candidates, row: int) -> float:
+    """The least written score that a candidate may have and be among the k nearest."""
+    return _below(candidates.threshold[row] - candidates.error[row], candidates.written + SLACK)
+
+
+@_compiled()
 def _raise_threshold(candidates: Candidates, row: int, reached: float) -> None:
     """Candidates that cannot be among the k nearest are dropped."""
     candidates.threshold[row] = max(candidates.threshold[row], reached)
-    limit = _below(candidates.threshold[row] - candidates.error[row], candidates.written + SLACK)
+    limit = _least_score(candidates, row)
     scores, columns, left = candidates.scores[row], candidates.columns[row], 0
     for slot in range(candidates.used[row]):
         if scores[slot] >= limit:
@@ -249,18 +256,18 @@ def _raise_threshold(candidates: Candidates, row: int, reached: float) -> None:
 @_compiled()
 def _tighten(candidates: Candidates, row: int, pairs: Pairs) -> None:
     """Raise the threshold to what the k best so far reach; give a query up that has no room then."""
-    capacity = candidates.scores.shape[1]
-    if candidates.used[row] >= candidates.k:
+    capacity, depth = candidates.scores.shape[1], candidates.depth[row]
+    if candidates.used[row] >= depth:
         _raise_threshold(
             candidates, row, _below(_kth_score(candidates, row), candidates.written) - candidates.error[row]
         )
     # True scores need no error subtracted; where many are left, they are worth their price.
-    if candidates.used[row] > candidates.k + (capacity - candidates.k) // 3:
+    if candidates.used[row] > depth + (capacity - depth) // 3:
         _raise_threshold(candidates, row, _exact_kth(candidates, row, pairs))
     if candidates.used[row] == capacity:
         candidates.threshold[row], candidates.used[row] = np.inf, 0
     used = candidates.used[row]
-    candidates.due[row] = min(used + max(candidates.k, 16, used // 2), capacity)
+    candidates.due[row] = min(used + max(depth, 16, used // 2), capacity)
 
 
 @_compiled()
@@ -337,18 +344,47 @@ def scan_columns(products: Array, candidates: Candidates, tile: Tile, pairs: Pai
 
 
 @_compiled()
+def _decide_near(
+    candidates: Candidates, row: int, pairs: Pairs, similarities: Array, positions: Array
+) -> None:
+    """As `decide`, for one query: the k of greatest written score say how near the others must be."""
+    kth, reached = _kth_score(candidates, row), np.inf
+    scores, columns = candidates.scores[row], candidates.columns[row]
+    for slot in range(candidates.used[row]):
+        if scores[slot] >= kth:
+            item = pairs.order[columns[slot]]
+            similarity = _similarity(pairs, candidates.rows[row], item)
+            positions[slot], similarities[slot] = item, similarity
+            reached = min(reached, _score(pairs, candidates, row, similarity))
+    candidates.threshold[row] = max(candidates.threshold[row], reached)
+    limit, left = _least_score(candidates, row), 0
+    for slot in range(candidates.used[row]):
+        if scores[slot] < limit:
+            continue
+        if scores[slot] >= kth:
+            positions[left], similarities[left] = positions[slot], similarities[slot]
+        else:
+            positions[left] = pairs.order[columns[slot]]
+            similarities[left] = _similarity(pairs, candidates.rows[row], positions[left])
+        left += 1
+    positions[left : candidates.used[row]], similarities[left : candidates.used[row]] = LAST, -np.inf
+    candidates.used[row] = left
+
+
+@_compiled()
 def decide(candidates: Candidates, pairs: Pairs, similarities: Array, positions: Array) -> None:
     """True similarities of all candidates that may be among the k nearest.
 
     Args:
         candidates: by the queries.
         pairs: all of them.
-        similarities: `(m, capacity)` float32, to be filled from the left.
-        positions: `(m, capacity)` int64, likewise: in the gallery.
+        similarities: `(m, capacity)` float32 of -inf, to be filled from the left.
+        positions: `(m, capacity)` int64 of `LAST`, likewise: in the gallery.
     """
     for row in range(len(candidates.used)):
-        if candidates.used[row] > candidates.k:
-            _raise_threshold(candidates, row, _exact_kth(candidates, row, pairs))
+        if candidates.used[row] > candidates.depth[row]:
+            _decide_near(candidates, row, pairs, similarities[row], positions[row])
+            continue
         for slot in range(candidates.used[row]):
             positions[row, slot] = pairs.order[candidates.columns[row, slot]]
             similarities[row, slot] = _similarity(pairs, candidates.rows[row], positions[row, slot])

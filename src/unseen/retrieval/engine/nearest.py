@@ -36,7 +36,8 @@ def nearest_in_parts(
     for everything, wanted, k in _searches(depth, width, memory_budget, inputs.symmetric):
         with full_precision(inputs.own.device):
             part = inputs if everything else inputs.only(wanted)
-            keys = nearest_keys(part, k, memory_budget, precision)
+            deep = (depth if everything else depth[wanted]).clamp(max=k)
+            keys = nearest_keys(part, deep, memory_budget, precision)
         places = wanted if everything else torch.arange(len(wanted), device=wanted.device)
         size = max(1, memory_budget // 8 // (k * ENTRY_BYTES))
         for rows, place in zip(wanted.split(size), places.split(size), strict=True):
@@ -70,21 +71,22 @@ def _searches(
         start = stop
 
 
-def nearest_keys(inputs: SearchInputs, k: int, memory_budget: int, precision: AnyPrecision) -> Tensor:
-    """Keys `(N, k)`: a faster search where it pays, all pairs in float64 for what it leaves open."""
-    device = inputs.own.device
+def nearest_keys(inputs: SearchInputs, depth: Tensor, memory_budget: int, precision: AnyPrecision) -> Tensor:
+    """Keys `(N, k)`, k the greatest depth: a faster search where it pays, all pairs in float64 for what it
+    leaves open. The first `depth[i]` are those of the nearest of query i."""
+    device, k = inputs.own.device, int(depth.max())
     keys = torch.empty((len(inputs.queries), k), dtype=torch.int64, device=device)
     open_rows = torch.arange(len(inputs.queries), device=device)
     # An accelerator's own top-k is fast, and a sweep that holds most of the gallery saves nothing.
     swept: Precision | Literal["float64"] = "float64"
     if device.type == "cpu" and 8 * k <= len(inputs.gallery):
-        swept = choose_precision(inputs, k, memory_budget) if precision == "auto" else precision
+        swept = choose_precision(inputs, depth, memory_budget) if precision == "auto" else precision
     tiling = None if swept == "float64" else tile_sweep(inputs, k, memory_budget, swept)
     if tiling is not None:
         # Here, because small searches need not wait for a compiler.
         from unseen.retrieval.engine.sweep import Sweep
 
-        keys, decided = Sweep(inputs, k, tiling).run()
+        keys, decided = Sweep(inputs, depth, tiling).run()
         open_rows = (~decided).nonzero().squeeze(1)
     # Euclidean distances need differences, not products: only of what products leave.
     if len(open_rows) and (device.type != "cpu" or inputs.queries.similarity == "euclidean"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unseen.retrieval.engine.vectors import Vectors
+from unseen.retrieval.engine.workers import share_out
 
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -26,6 +27,7 @@ PRODUCT_DTYPES: dict[Precision, torch.dtype] = DTYPES | {"int8": torch.int32}
 # Relative rounding of a product as it is written (bfloat16 keeps 8 bits) and of each of its d additions, with
 # a factor of two to spare. Integers add exactly; they become float32 later.
 WRITTEN: dict[Precision, float] = {"float32": 2.0**-22, "bfloat16": 2.0**-7, "int8": 2.0**-22}
+LARGE = 1.4  # times longer takes a product of matrices that leave the cache
 ADDED: dict[Precision, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "int8": 0.0}
 
 
@@ -126,8 +128,15 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 @cache
 def seconds_per_product(dtype: torch.dtype) -> float:
-    """Measured once per process: seconds for one multiplication and addition; infinity if unusable here."""
-    size, width = 512, 256
+    """Measured once per process: seconds for one multiplication and addition of large matrices, on all
+    threads; infinity if unusable here."""
+    seconds: list[float] = []
+    share_out(lambda kind: seconds.append(_seconds_of_a_thread(kind)), [dtype])
+    return LARGE * seconds[0] / torch.get_num_threads()
+
+
+def _seconds_of_a_thread(dtype: torch.dtype) -> float:
+    size, width = 256, 256
     try:
         values = torch.ones((size, width)).to(dtype)
         if dtype == torch.int8:

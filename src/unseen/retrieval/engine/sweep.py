@@ -43,11 +43,12 @@ SIMILARITIES = {"cosine": kernels.COSINE, "dot": kernels.DOT, "euclidean": kerne
 
 
 class Sweep:
-    """The whole pass: `run` gives the keys `(N, k)` of all queries and, `(N,)` bool, which of them are
-    decided."""
+    """The whole pass: `run` gives the keys `(N, k)` of all queries, k the deepest of them, and, `(N,)` bool,
+    which of them are decided. Behind the `depth[i]` nearest of query i stands whatever was left."""
 
-    def __init__(self, inputs: SearchInputs, k: int, tiling: Tiling) -> None:
-        self.inputs, self.k, self.tiling = inputs, k, tiling
+    def __init__(self, inputs: SearchInputs, depth: Tensor, tiling: Tiling) -> None:
+        self.inputs, self.depth, self.tiling = inputs, depth, tiling
+        self.deepest = int(depth.max())
         order = like_with_like(inputs.gallery, tiling.side)
         self.gallery = round_to(inputs.gallery, order, tiling.side, tiling.precision)
         self.queries, self.own = self.gallery, None
@@ -69,7 +70,7 @@ class Sweep:
         self._buffers: SimpleQueue[Tensor] = SimpleQueue()
 
     def run(self) -> tuple[Tensor, Tensor]:
-        keys = torch.empty((len(self.queries.order), self.k), dtype=torch.int64)
+        keys = torch.empty((len(self.queries.order), self.deepest), dtype=torch.int64)
         decided = torch.empty(len(keys), dtype=torch.bool)
         side = self.tiling.side
         for _ in range(torch.get_num_threads()):
@@ -146,16 +147,16 @@ class Panel:
         self.rows = sweep.queries.order[self.slice]
         base, slope = error_terms(sweep.queries, self.slice, sweep.gallery)
         size = (len(self.rows), sweep.tiling.capacity)
-        scores = np.empty(size, dtype=np.float32)
+        scores, depth = np.empty(size, dtype=np.float32), sweep.depth[self.rows].numpy()
         self.candidates = Candidates(
-            k=sweep.k,
+            depth=depth,
             rows=self.rows.numpy(),
             norm=sweep.queries.norm[self.slice].numpy(),
             scores=scores,
             bits=scores.view(np.int32),
             columns=np.empty(size, dtype=np.int32),
             used=np.zeros(len(self.rows), dtype=np.int64),
-            due=np.full(len(self.rows), max(sweep.k, 16)),
+            due=np.maximum(depth, 16),
             threshold=np.full(len(self.rows), -np.inf),
             base=base.numpy(),
             slope=slope.numpy(),
@@ -176,4 +177,4 @@ class Panel:
         positions = torch.full(candidates.scores.shape, LAST)
         decide(candidates, self.sweep.pairs, similarities.numpy(), positions.numpy())
         width = max(int(candidates.used.max()), 1)
-        return top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.k)
+        return top(to_keys(similarities[:, :width], positions[:, :width]), self.sweep.deepest)
