@@ -32,6 +32,7 @@ from unseen.tracking.record import RunRecord, essential
         (["hydra/launcher=joblib"], "has no place in a search"),
         (["run_folder=/tmp/x"], "has no place in a search"),
         (["seed=(1"], "cannot be read"),
+        (["backbone.frozen=true"], "Of the rates, seek the head's alone"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp_path):

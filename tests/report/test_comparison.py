@@ -260,6 +260,15 @@ def test_measured_otherwise_is_told(record, runs_of):
     assert keys == {"metrics.similarity": "euclidean", "initial weights": "cccccccc"}
 
 
+def test_a_key_that_an_older_version_had_not_is_absent_there(record, runs_of):
+    new = {"averaging": {"_target_": "unseen.training.averaging.none"}, "sampler": None}
+    runs = runs_of(record("baseline"), record("full", config=new))
+    found = {one.key: (one.reference, one.value) for one in compare(runs).settings}
+    assert found["averaging"] == ("absent", "none")
+    assert found["sampler"] == ("absent", "none")
+    assert found["adversary"] == ("none", "grl")
+
+
 def test_another_version_of_the_package_is_told(record, runs_of):
     runs = runs_of(record("baseline"), record("full"))
     old = dataclasses.replace(runs.finished[0].record.environment, versions={"unseen-dml": "0.1.0"})

@@ -22,6 +22,7 @@ from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
 from unseen.data.module import DataModule
+from unseen.deploy.model import default_device
 from unseen.evaluation.measure import measure, measure_untrained, measure_validation
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.readout import fit_readout
@@ -127,6 +128,7 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
         return record
     seed_everything(record.seed, workers=True, verbose=False)  # a backbone that started from nothing
     backbone = instantiate(config.backbone).to(memory_format=memory_layout(config.channels_last))
+    backbone = backbone.to(default_device())
     untrained = measure_untrained(backbone, data, by, **settings.of_galleries)
     measured = measure(embedder, data, by, **settings.of_galleries)
     record = with_scores(record, data.manifest, measured, untrained)
@@ -161,7 +163,7 @@ def _embedder(
     """As the run measured it; a readout that is another is fitted to the run's own training images."""
     changes = before.embedding != config.embedding
     embedder = trained_embedder(config, weights_of(folder, record), but_readout=changes)
-    embedder = embedder.to(memory_format=memory_layout(config.channels_last))
+    embedder = embedder.to(memory_format=memory_layout(config.channels_last)).to(default_device())
     if changes:
         fit_readout(embedder, data if before.data == config.data else build_data(before))
     return embedder

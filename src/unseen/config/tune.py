@@ -175,6 +175,7 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     some = [f"{key}={part.typed[0]}" for key, part in sought.space.items()]
     first = freezer.freeze([*fixed, *some, *OF_A_TRIAL], root)
     _check_held_out(first)
+    _check_learns(first)
     folder = root.resolve() / _name(first, sought, settings)
 
     def freeze(values: Sequence[str]) -> Job:
@@ -213,6 +214,21 @@ def _check_held_out(first: Frozen) -> None:
         f"protocol={choice}: holds no training classes out, so that only test classes could judge a trial. "
         "Choose protocol=holdout (the default here) or protocol=folds."
     )
+
+
+def _check_learns(first: Frozen) -> None:
+    if not first.config.backbone.frozen:
+        return
+    # Here, because it imports torch, which other refusals need not wait for.
+    from unseen.config.frozen import check_frozen
+
+    try:
+        check_frozen(first.config)
+    except ValueError as error:
+        raise UsageError(
+            f"{error} Of the rates, seek the head's alone: "
+            "space=none 'optimizer.learning_rates.head=tag(log,interval(1e-4,1e-2))'."
+        ) from error
 
 
 def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:

@@ -12,6 +12,8 @@ from unseen.report.runs import Run, as_text
 TARGET = "._target_"
 SHOWN = 4
 """Values of a key that are written out."""
+ABSENT = "absent"
+"""In place of a value: the run's version had no such key, or another part does not take it."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,11 @@ def _above(key: str) -> list[str]:
 def _shown(run: Run, settings: Mapping[str, Any], key: str) -> str:
     if key in run.record.choices:
         return as_text(run.record.choices[key])
-    target = settings.get(key + TARGET)
-    return as_text(settings.get(key)) if target is None else str(target).rpartition(".")[2]
+    if (target := settings.get(key + TARGET)) is not None:
+        return str(target).rpartition(".")[2]
+    if not any(f"{name}.".startswith(f"{key}.") for name in settings):
+        return ABSENT
+    return as_text(settings.get(key))
 
 
 def _joined(values: Iterable[str]) -> str:
