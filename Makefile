@@ -5,6 +5,8 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-tools
 WITH_DOCS := .venv/.installed-docs
 WITH_AUDIT := .venv/.installed-audit
+# Twice as many tests as cores at once, as many of them wait for a process; a file's tests stay together.
+TOGETHER := -n 4 --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -40,10 +42,10 @@ report: $(INSTALLED) ## Compare finished runs: tables and a page in runs/report.
 	@$(BIN)/python -m unseen.apps.report $(ARGS)
 
 test: setup ## Run the whole test suite.
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 
 test-fast: setup ## Run the tests that take seconds.
-	@$(BIN)/python -m pytest -n 3 -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(TOGETHER) -m "not slow" $(ARGS)
 
 lint: setup ## Check style and formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

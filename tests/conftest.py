@@ -1,5 +1,6 @@
 """What several rooms' tests need: a tiny set of images that a tiny network can learn."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,12 +13,50 @@ if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
 
+# Else Ray's workers wait for all that the machine does (nice 15), more are begun than are needed, and they are
+# killed where others have filled the memory.
+os.environ |= {
+    "RAY_worker_niceness": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+}
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
+
+# Longest first: what begins last would run alone at the end. Before them what forks, in processes that have
+# done little else.
+FIRST = (
+    "tests/training/test_processes.py",
+    "tests/training/test_regularizer.py",
+    "tests/training/test_learner.py",
+    "tests/apps/test_sweep.py",
+    "tests/apps/test_launchers.py",
+    "tests/test_notebooks.py",
+    "tests/training/test_resume.py",
+    "tests/docs/test_snippets.py",
+    "tests/deploy/test_exchange.py",
+    "tests/apps/test_train.py",
+    "tests/apps/test_tune.py",
+    "tests/workflow/test_feature_maps.py",
+    "tests/deploy/runners/test_ray.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+def pytest_collection_finish():
+    # What was imported stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,25 +100,9 @@ def _in_process(rank, world, work, folder):
         dist.destroy_process_group()
 
 
-# `python -m unseen …`, but in a process that begins with the libraries imported: importing them takes longer
-# than most of what the tests do.
+AS_TYPED = Path(__file__).with_name("warm.py").read_text(encoding="utf-8") + "\nas_typed(**given)\n"
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(["lightning", "torchmetrics", "unseen.config.build"])
-AS_TYPED = """
-import atexit, os, sys
-os.chdir(folder)
-os.environ.clear()
-os.environ.update(environment)
-for stream in (1, 2):
-    os.dup2(os.open(f"{outputs}/{stream}", os.O_WRONLY | os.O_CREAT), stream)
-sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-sys.argv = ["unseen", *words]
-from unseen.__main__ import main
-try:
-    main()
-finally:
-    atexit._run_exitfuncs()
-"""
 
 
 class Typed:
@@ -90,7 +113,7 @@ class Typed:
         self._outputs = tempfile.TemporaryDirectory()
         given = {"words": list(map(str, words)), "folder": str(folder), "outputs": self._outputs.name}
         given["environment"] = {**os.environ, **environment}
-        self._process = WARM.Process(target=exec, args=(AS_TYPED, given))
+        self._process = WARM.Process(target=exec, args=(AS_TYPED, {"__name__": "warm", "given": given}))
         self._process.start()
 
     def poll(self):

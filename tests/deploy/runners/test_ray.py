@@ -25,21 +25,14 @@ def cluster(ray):
     """A head that computes nothing, and two nodes with a core each."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Else workers wait for all else that the machine does (nice 15), and more are begun than are needed;
-        # and workers are killed where others have filled the memory.
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        patch.setenv("RAY_prestart_worker_first_driver", "0")
-        patch.setenv("RAY_enable_worker_prestart", "0")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            made.nodes = [made.add_node(num_cpus=1) for _ in range(2)]
-            ray.init(address=made.address, log_to_driver=False)
-            yield made
-        finally:
-            ray.shutdown()
-            made.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        made.nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
 
 
 @pytest.fixture
