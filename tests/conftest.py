@@ -13,8 +13,8 @@ if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
 
-# Else Ray's workers wait for all that the machine does (nice 15), more are begun than are needed, and they are
-# killed where others have filled the memory.
+# Else Ray's workers wait for all that the machine does (nice 15), more are begun than are needed, and they
+# are killed where others have filled the memory.
 os.environ |= {
     "RAY_worker_niceness": "0",
     "RAY_memory_monitor_refresh_ms": "0",

@@ -110,6 +110,10 @@ def test_epochs_are_the_axis_and_final_results_are_flat_columns(resumed):
     found, record = read(resumed), json.loads((resumed / "record.json").read_text())
     axes = {(metric.glob_name, metric.step_metric) for metric in found.metrics if metric.glob_name}
     assert {("train/*", "epoch"), ("validation/*", "epoch")} <= axes
+    begins = [metrics.removesuffix("*") for metrics, _ in axes]
+    assert not any(one != other and one.startswith(other) for one in begins for other in begins), (
+        "either fits"
+    )
     rows = [row for row in found.history if any(name.startswith(("train/", "validation/")) for name in row)]
     assert rows
     assert all("epoch" in row for row in rows)

@@ -35,8 +35,8 @@ EXIT_CODES = {"success": 0, "interrupted": 255}
 LONGEST_TAG = 64
 THUMBNAIL = 96  # pixels, the longer side
 
-AXES = (("train/*", "epoch"), ("probe/*", "epoch"), ("validation/*", "epoch"), ("*", "trainer/global_step"))
-"""Metric → its axis; W&B takes the first that fits, so what fits all comes last."""
+AXES = {"train/*": "epoch", "probe/*": "epoch", "validation/*": "epoch", "lr-*": "trainer/global_step"}
+"""Metrics → their axis. No name may fit two: W&B takes either then, from one run to the next."""
 
 
 class EpochLogger(WandbLogger):
@@ -53,7 +53,7 @@ class EpochLogger(WandbLogger):
                 self._experiment = wandb.init(**self._wandb_init)
             for axis in ("epoch", "trainer/global_step"):
                 self._experiment.define_metric(axis, hidden=True)
-            for metrics, axis in AXES:
+            for metrics, axis in AXES.items():
                 best = "max" if metrics == "validation/*" else None
                 self._experiment.define_metric(metrics, step_metric=axis, step_sync=True, summary=best)
         return super().experiment
