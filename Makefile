@@ -5,8 +5,8 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-tools
 WITH_DOCS := .venv/.installed-docs
 WITH_AUDIT := .venv/.installed-audit
-# Twice as many tests as cores at once, as many of them wait for a process; a file's tests stay together.
-TOGETHER := -n 4 --dist loadfile --no-loadscope-reorder
+# A file's tests stay together. Of the slow ones many wait for a process, so there are more at once than cores.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -42,10 +42,10 @@ report: $(INSTALLED) ## Compare finished runs: tables and a page in runs/report.
 	@$(BIN)/python -m unseen.apps.report $(ARGS)
 
 test: setup ## Run the whole test suite.
-	@$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
+	@$(BIN)/python -m pytest -n 4 $(BY_FILE) $(ARGS)
 
 test-fast: setup ## Run the tests that take seconds.
-	@$(BIN)/python -m pytest $(TOGETHER) -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(BY_FILE) -m "not slow" $(ARGS)
 
 lint: setup ## Check style and formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
