@@ -79,7 +79,7 @@ def nearest_keys(inputs: SearchInputs, depth: Tensor, memory_budget: int, precis
     open_rows = torch.arange(len(inputs.queries), device=device)
     # An accelerator's own top-k is fast, and a sweep that holds most of the gallery saves nothing.
     swept: Precision | Literal["float64"] = "float64"
-    if device.type == "cpu" and 8 * k <= len(inputs.gallery):
+    if device.type == "cpu" and 8 * depth.double().mean() <= len(inputs.gallery):
         swept = choose_precision(inputs, depth, memory_budget) if precision == "auto" else precision
     tiling = None if swept == "float64" else tile_sweep(inputs, k, memory_budget, swept)
     if tiling is not None:
