@@ -175,7 +175,7 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     some = [f"{key}={part.typed[0]}" for key, part in sought.space.items()]
     first = freezer.freeze([*fixed, *some, *OF_A_TRIAL], root)
     _check_held_out(first)
-    _check_learns(first)
+    _check_learns(first, sought.space)
     folder = root.resolve() / _name(first, sought, settings)
 
     def freeze(values: Sequence[str]) -> Job:
@@ -216,19 +216,20 @@ def _check_held_out(first: Frozen) -> None:
     )
 
 
-def _check_learns(first: Frozen) -> None:
+def _check_learns(first: Frozen, space: Space) -> None:
     if not first.config.backbone.frozen:
         return
     # Here, because it imports torch, which other refusals need not wait for.
-    from unseen.config.frozen import check_frozen
+    from unseen.config.frozen import RATE, check_frozen
 
     try:
         check_frozen(first.config)
     except ValueError as error:
-        raise UsageError(
-            f"{error} Of the rates, seek the head's alone: "
+        alone = (
+            " Of the rates, seek the head's alone: "
             "space=none 'optimizer.learning_rates.head=tag(log,interval(1e-4,1e-2))'."
-        ) from error
+        )
+        raise UsageError(f"{error}{alone if RATE in space else ''}") from error
 
 
 def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:

@@ -27,8 +27,8 @@ PRODUCT_DTYPES: dict[Precision, torch.dtype] = DTYPES | {"int8": torch.int32}
 # Relative rounding of a product as it is written (bfloat16 keeps 8 bits) and of each of its d additions, with
 # a factor of two to spare. Integers add exactly; they become float32 later.
 WRITTEN: dict[Precision, float] = {"float32": 2.0**-22, "bfloat16": 2.0**-7, "int8": 2.0**-22}
-LARGE = 1.4  # times longer takes a product of matrices that leave the cache
 ADDED: dict[Precision, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "int8": 0.0}
+LARGE = 1.4  # times longer takes a product of matrices that leave the cache
 
 
 @dataclass(frozen=True)
