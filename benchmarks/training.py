@@ -40,7 +40,7 @@ from unseen.config.build import Given, build  # noqa: E402
 from unseen.config.command_line import building, load_config  # noqa: E402
 from unseen.data.images import available_cores  # noqa: E402
 from unseen.data.sources import folder  # noqa: E402
-from unseen.training.allocator import keep_freed_memory  # noqa: E402
+from unseen.nn.allocator import keep_freed_memory  # noqa: E402
 from unseen.training.audit import AdversaryAudit  # noqa: E402
 from unseen.training.progress import quiet  # noqa: E402
 from unseen.training.throughput import Throughput  # noqa: E402

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from unseen.config.identity import plain
 from unseen.data.module import DataModule
 from unseen.files import exclusive_lock, replacing
+from unseen.nn.allocator import keep_freed_memory
 from unseen.nn.embedder import Embedder
 from unseen.tracking.environment import Environment
 from unseen.tracking.table import duration
-from unseen.training.allocator import keep_freed_memory
 from unseen.training.speed import Measured, Network, Settings, fastest
 
 DEPENDS_ON = (

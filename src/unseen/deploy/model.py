@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unseen.data.images import Pixels, in_order, read_image
 from unseen.data.pixels import ConvertedImages, to_pixels
 from unseen.data.sources.layout import find_images
+from unseen.nn.allocator import keep_freed_memory
 from unseen.nn.embedder import Embedder
 
 
@@ -108,6 +109,8 @@ class Model:
     def embed_prepared(self, batch: Tensor) -> Tensor:
         """Prepared images `(B, 3, S, S)` → `(B, d)` float32 on the CPU."""
         device = next(self.embedder.parameters()).device
+        if device.type == "cpu":
+            keep_freed_memory()
         with self._one_at_a_time, torch.autocast(device.type, enabled=False):
             return self.embedder(batch.to(device)).embedding.float().cpu()
 

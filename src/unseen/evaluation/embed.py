@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.data.batch import Batch
+from unseen.nn.allocator import keep_freed_memory
 from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded
 
@@ -74,6 +75,8 @@ def embed(
         ValueError: there is no image.
     """
     device = next(embedder.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     searched_on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
     columns: list[tuple[Tensor, ...]] = []
     with evaluating(embedder), torch.autocast(device.type, enabled=False):

@@ -32,6 +32,7 @@ from unseen.evaluation.measure import (
 )
 from unseen.evaluation.probe import measure_probe
 from unseen.evaluation.untrained import worse_than_untrained
+from unseen.nn.allocator import keep_freed_memory
 from unseen.nn.lora import merge
 from unseen.pictures import training_curves
 from unseen.tracking.dashboards import (
@@ -46,7 +47,6 @@ from unseen.tracking.dashboards import (
 from unseen.tracking.environment import Environment, PeakMemory
 from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
-from unseen.training.allocator import keep_freed_memory
 from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
 from unseen.training.stopping import Stopped, orderly_stop
