@@ -29,8 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
 
-# Longest first: what begins last would run alone at the end. Before them what forks, in processes that have
-# done little else.
+# Longest first: what begins last would run alone at the end.
 FIRST = (
     "tests/training/test_processes.py",
     "tests/training/test_regularizer.py",
@@ -51,6 +50,12 @@ FIRST = (
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+def pytest_sessionstart():
+    # The first backward counts the devices that autograd needs threads for. Exporting and compiling pretend
+    # that there is a GPU: were they first, there would be threads, and forked processes could not learn.
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def pytest_collection_finish():
