@@ -265,6 +265,7 @@ def test_low_rank_attention_agrees_with_loops_over_positions(per_tap):
             kernel = module.keys[tap].weight[:, :, 0, 0].detach().numpy()
             weight = module.weights[tap if per_tap else 0].detach().numpy()
             scores = np.array([weight @ np.tanh(kernel @ position + query) for position in field])
+            scores *= FINAL / 4  # channels of the final map, and the rank
             shares = np.exp(scores) / np.exp(scores).sum()
             project = module.projections[tap]
             values = (
@@ -282,3 +283,22 @@ def test_in_low_rank_attention_the_query_matters_and_its_rank_is_checked():
     assert (module(given).features - module(other).features).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"fusion\.rank=0"):
         LowRankAttention(CHANNELS, FINAL, rank=0, per_tap=False, jitter=0.0)
+
+
+def test_a_step_of_adam_moves_low_rank_attention_as_far_whatever_the_rank():
+    """Twice the same keys are one function, and so they stay: each entry of w is moved equally far."""
+    one, twice = low_rank(), LowRankAttention(CHANNELS, FINAL, rank=8, per_tap=False, jitter=0.0)
+    twice.projections = one.projections
+    with torch.no_grad():
+        for single, double in zip([*one.keys, one.query], [*twice.keys, twice.query], strict=True):
+            double.weight.copy_(torch.cat([single.weight] * 2))
+        one.weights.zero_()
+    given, wanted = maps(), torch.randn(2, 3 * FINAL)
+    for module in (one, twice):
+        optimizer = torch.optim.Adam([module.weights], lr=0.1)
+        ((module(given).features - wanted) ** 2).sum().backward()
+        optimizer.step()
+    assert one.weights.abs().min() > 0.09
+    torch.testing.assert_close(twice(given).features, one(given).features)
+    for single, double in zip(one(given).attention, twice(given).attention, strict=True):
+        torch.testing.assert_close(double, single)

@@ -253,10 +253,11 @@ class AttentionFusion(Attention):
 
 
 class LowRankAttention(Attention):
-    """Attention of few dimensions: `c_l(i) = w^T tanh(K_l X_l(i) + Q u)`, with keys and query of rank r.
+    """Attention of few dimensions: `c_l(i) = C/r · w^T tanh(K_l X_l(i) + Q u)`, keys and query of rank r.
 
     As `tanh_score`, in which the query matters, without a map of C channels: for r ≪ C it costs little more
-    than `PooledTaps`.
+    than `PooledTaps`. An optimiser that moves each entry of w equally far, as Adam does, moves a sum of r
+    terms r/C as far as one of C: hence the factor, without which attention departs from the mean too slowly.
 
     Args:
         tap_channels: channels of the taps, `C_1 … C_L`.
@@ -277,11 +278,12 @@ class LowRankAttention(Attention):
         super().__init__(tap_channels, final_channels, size=rank, per_tap=per_tap, jitter=jitter)
         self.keys = nn.ModuleList(nn.Conv2d(channels, rank, 1, bias=False) for channels in tap_channels)
         self.query = nn.Linear(final_channels, rank, bias=False)
+        self.scale = final_channels / rank
 
     def scores(self, index: int, tap: Tensor, query: Tensor, weights: Tensor) -> Tensor:
         """See `Attention.scores`."""
         keys = self.keys[index](tap).flatten(2)
-        return tanh_score(keys, self.query(query.squeeze(2)).unsqueeze(2), weights)
+        return self.scale * tanh_score(keys, self.query(query.squeeze(2)).unsqueeze(2), weights)
 
 
 def projections(tap_channels: Sequence[int], final_channels: int) -> nn.ModuleList:
