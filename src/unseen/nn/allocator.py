@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for the next tensor, instead of returning it to the system.
 
     Activations of tens of megabytes are otherwise mapped and unmapped in every layer: on two cores,
-    MobileNetV2 at 128 pixels trained on 105–108 images/s in place of 52–61, and embedded 305–308 in place of
-    145–156. The process holds on to its peak in return, from the first call on.
+    MobileNetV2 at 128 pixels trained on 105–108 images/s in place of 52–61, and embedded 196–235 in place of
+    124–133. The process holds on to its peak in return, from the first call on.
 
     Returns:
         Whether it could be set: glibc only.
