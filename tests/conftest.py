@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
 
-# Longest first: what begins last would run alone at the end.
+# What takes long first: what begins last would run alone at the end.
 FIRST = (
     "tests/training/test_processes.py",
     "tests/training/test_regularizer.py",

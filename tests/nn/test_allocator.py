@@ -7,7 +7,7 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys, types, numpy, torch
+import resource, sys, types, torch
 from unseen.data.batch import Batch
 from unseen.deploy.model import Model
 from unseen.evaluation.embed import embed
