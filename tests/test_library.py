@@ -88,7 +88,43 @@ def test_a_loss_is_a_name_an_object_or_several_of_them(images, tmp_path, loss, n
     run = fitted(images, tmp_path, loss=loss, adversary="none")
     assert run.record.choices["loss"] == named
     assert run.record.choices["adversary"] == "none"
-    assert run.model.layer_norm == (loss == "norm_softmax")
+    assert run.model.layer_norm == ("norm_softmax" in named)
+
+
+@pytest.mark.slow
+def test_those_of_several_losses_that_compare_pairs_take_the_miner_and_the_memory(images, tmp_path):
+    seen = {}
+
+    class Witness(Callback):
+        def on_train_start(self, trainer, learner):
+            parts = learner.loss.parts.items()
+            seen.update({name: (type(part.miner).__name__, part.memory is not None) for name, part in parts})
+
+    typed = {"callbacks": [Witness()], "overrides": ["miner=hard", "memory=cross_batch"]}
+    fitted(images, tmp_path, loss={"contrastive": 1.0, "proxy_anchor": 0.5}, **typed)
+    assert seen == {"contrastive": ("BatchHardMiner", True), "proxy_anchor": ("NoneType", False)}
+
+
+@pytest.mark.slow
+def test_several_losses_embed_as_one_of_them_asks(images, tmp_path):
+    run = fitted(images, tmp_path, loss={"contrastive": 1.0, "n_pair": 0.1})
+    assert not run.model.normalize, "n_pair wants embeddings of free length"
+    assert not run.record.config["embedding"]["normalize"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("embedding.size=32", "embedding.size"),
+        ("embedding.whitening=null", "embedding.whitening"),
+        ("backbone.taps=stages", "backbone.taps"),
+        ("fusion=gap", "fusion._target_"),
+    ],
+)
+def test_what_a_made_network_cannot_follow_is_refused(images, tmp_path, override, key):
+    with pytest.raises(ValueError, match=rf"{override}.*{key}.*unseen\.embedder"):
+        fitted(images, tmp_path / "run", overrides=[override])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

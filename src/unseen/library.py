@@ -37,6 +37,12 @@ from unseen.tracking.record import RunRecord
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
 
+NETWORK = ("backbone", "fusion", "embedding")
+"""Groups that describe a network, which has been made when it is trained."""
+SET_BY_FIT = ("backbone.frozen", "embedding.normalize", "embedding.layer_norm", "embedding.readout")
+"""Keys of them that a made network can still follow."""
+PROXIES = "unseen.losses.proxy_loss"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -230,7 +236,10 @@ def fit(
     typed += [*_typed(chosen), *overrides]
     place = Path(folder or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}").resolve()
     config = load_config(_last_of_each(typed), run_folder=str(place))
+    parts = _parts(loss, typed)
+    _embed_as_asked(config, parts)
     if model.overrides is not None:
+        _check_network(config, _last_of_each(typed[: len(typed) - len(overrides)]), overrides)
         # A loss may ask for embeddings of free length, or for a layer norm.
         model.normalize, model.layer_norm = config.embedding.normalize, config.embedding.layer_norm
         if config.backbone.frozen:
@@ -238,7 +247,12 @@ def fit(
         # Data for networks that start from nothing deploy what the loss sees.
         if config.embedding.readout == "projection":
             model.readout = None
-    made_loss = _loss(loss, config)
+        elif model.readout is None:
+            raise ValueError(
+                "embedding.readout=features: this network has no readout. Make it anew by unseen.embedder(…) "
+                "or keep what it deploys: overrides=['embedding.readout=projection']."
+            )
+    made_loss = _loss(loss, parts, config)
     _name_objects(config, {"loss": loss, "adversary": adversary, "regularizer": regularizer})
     given = Given(
         embedder=model,
@@ -265,17 +279,65 @@ def _loggers(logger: str | Logger | Sequence[Logger] | None) -> list[Logger]:
     return [logger] if isinstance(logger, Logger) else list(logger)
 
 
-def _loss(loss: Any, config: DictConfig) -> Callable[..., nn.Module] | None:
+def _check_network(config: DictConfig, typed: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse overrides of a network that has been made, and would stay as it is."""
+    asked = [one for one in overrides if _group(one) in NETWORK]
+    if not asked:
+        return
+    made = load_config(list(typed))
+    differing = [
+        f"{group}.{key}"
+        for group in NETWORK
+        for key in {**made[group], **config[group]}
+        if f"{group}.{key}" not in SET_BY_FIT and made[group].get(key) != config[group].get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"overrides of fit: {', '.join(asked)} would change {', '.join(differing)} of a network that has "
+            "been made. Give them to unseen.embedder(…, overrides=[…])."
+        )
+
+
+def _group(override: str) -> str:
+    """`embedding.size=32` → `embedding`."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
+
+
+def _parts(loss: Any, typed: Sequence[str]) -> dict[str, DictConfig]:
+    """The settings of each loss that a mapping names, with what was typed for losses in general."""
+    if not isinstance(loss, Mapping):
+        return {}
+    named = [str(name) for name, part in loss.items() if not isinstance(part, tuple)]
+    general = [one for one in typed if _group(one) in ("embedding", "miner", "memory")]
+    return {name: _part(name, general) for name in named}
+
+
+def _part(name: str, general: Sequence[str]) -> DictConfig:
+    config = load_config(_last_of_each([*general, f"loss={name}"]))
+    if config.loss["_target_"] == PROXIES:  # the chosen miner and memory are for pairs
+        config.loss.miner = config.loss.memory = None
+    return config
+
+
+def _embed_as_asked(config: DictConfig, parts: Mapping[str, DictConfig]) -> None:
+    """As one of several losses may ask for embeddings of free length, or for a layer norm."""
+    usual = dict(config.embedding)
+    for part in parts.values():
+        asked = {key: value for key, value in part.embedding.items() if value != usual[key]}
+        config.embedding.update(asked)
+
+
+def _loss(loss: Any, parts: Mapping[str, DictConfig], config: DictConfig) -> Callable[..., nn.Module] | None:
     if loss is None or isinstance(loss, str):
         return None
     if isinstance(loss, nn.Module):
         return _always(loss)
     weights = {name: float(part[0] if isinstance(part, tuple) else part) for name, part in loss.items()}
-    parts = {
-        name: _always(part[1]) if isinstance(part, tuple) else instantiate(load_config([f"loss={name}"]).loss)
+    made = {
+        name: _always(part[1]) if isinstance(part, tuple) else instantiate(parts[name].loss)
         for name, part in loss.items()
     }
-    return functools.partial(weighted_sum, parts, weights, config.loss.learned_within)
+    return functools.partial(weighted_sum, made, weights, config.loss.learned_within)
 
 
 def _always(loss: nn.Module) -> Callable[..., nn.Module]:
