@@ -1,6 +1,7 @@
 """The adversaries against autograd, loops and formulas: who gets which gradient, and how strong."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -45,7 +46,7 @@ from unseen.nn.adversary.erasure import fisher_directions, scatter
 from unseen.nn.adversary.masking import of_chance, of_class
 from unseen.nn.adversary.shared import at_random, by_cluster, correlations
 from unseen.nn.adversary.virtual_classes import any_pair, most_confused
-from unseen.nn.fusion import LastMap, PooledTaps
+from unseen.nn.fusion import Fused, LastMap, PooledTaps
 
 PLAIN = {"per_image": False, "without_conflict": False}
 SHARED = {"size": 5, "clusters": 3, "momentum": 0.5, "uniformity": 1.0, "decorrelation": 1.0}
@@ -466,6 +467,34 @@ def test_the_energy_is_the_log_of_the_mean_over_pairs_of_different_classes(norma
     assert adversary.strike(batch, batch.embedded.fused.features, 0.25).item() == pytest.approx(
         wanted, rel=1e-4
     )
+
+
+def test_the_energy_of_features_that_are_almost_alike_is_exact_in_bfloat16():
+    adversary, model = made("energy"), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    alike = features.mean(0) + 0.01 * (features - features.mean(0))
+    fused = batch.embedded.fused._replace(features=alike.detach())
+    batch = replace(batch, embedded=batch.embedded._replace(fused=fused))
+
+    wanted = adversary.strike(batch, alike, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adversary.strike(batch, alike, 1.0)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(one, model.projection.weight) for one in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("form", ["reversal", "repaired", "confusion", "auxiliary", "random"])
+def test_where_nothing_that_learns_comes_before_the_features_a_gradient_adversary_only_watches(form):
+    adversary, model = made(form), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features.detach()
+    still = replace(batch, embedded=batch.embedded._replace(fused=Fused(features, [])))
+    output = adversary(still, 0.5)
+    output.loss.backward()
+    assert output.loss > 0, "its head learns"
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_posterior_is_driven_to_uniform():

@@ -211,8 +211,9 @@ def _build_learner(
     made_adversary = _build_adversary(adversary, embedder, size, data.num_classes)
     made_regularizer = None if regularizer is None else regularizer(embedder=embedder, loss=loss_of)
     if is_frozen:
-        check_reach(made_adversary, embedder)
         check_sees_maps(made_regularizer)
+    if is_frozen or not trainable:
+        check_reach(made_adversary, embedder, "backbone.frozen=true" if is_frozen else "trainable=none")
     if config.compile:
         embedder.backbone.compile()
     learner = MetricLearner(

@@ -74,15 +74,20 @@ def warn_of_untrained(embedder: Embedder, weights: str) -> None:
         )
 
 
-def check_reach(adversary: Any, embedder: Embedder) -> None:
+def check_reach(adversary: Any, embedder: Embedder, rests: str) -> None:
     """Refuse an adversary whose gradient at the features reaches nothing that learns.
+
+    Args:
+        adversary: any, or none.
+        embedder: its backbone does not learn.
+        rests: what was typed for that.
 
     Raises:
         ValueError: naming the keys.
     """
     if isinstance(adversary, GradientAdversary) and adversary.sees == "fused" and not _learns(embedder):
         raise ValueError(
-            f"backbone.frozen=true with an adversary at the fused features ({type(adversary).__name__}): "
+            f"{rests} with an adversary at the fused features ({type(adversary).__name__}): "
             "nothing learns before them. Choose a fusion that learns (fusion=attention), "
             "adversary.sees=embedding, or adversary=none."
         )

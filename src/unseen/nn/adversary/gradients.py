@@ -45,7 +45,10 @@ class GradientAdversary(ClassAdversary):
         """What is added to the gradient, but for its length, `(B, D)`: features move against it."""
 
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
-        """Zero, with the wanted gradient at the features."""
+        """Zero, with the wanted gradient at the features; none where nothing that learns comes before them,
+        as while the backbone rests."""
+        if not features.requires_grad:
+            return features.new_zeros((), dtype=torch.float32)
         [metric] = torch.autograd.grad(batch.metric_loss, features, retain_graph=True)
         metric = metric.float()
         pull = self.direction(features, batch.labels)

@@ -29,7 +29,12 @@ class ProjectionConfusion(ClassAdversary):
 
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
         """λ times the log of the mean energy; zero for a batch of one class."""
-        projected = batch.embedder.projection(batch.embedded.fused.features.detach()).float()
+        # In float32, whatever training runs in: the energy is a small difference of large numbers.
+        with torch.autocast(features.device.type, enabled=False):
+            return strength * self._log_energy(batch)
+
+    def _log_energy(self, batch: AdversaryInput) -> Tensor:
+        projected = batch.embedder.projection(batch.embedded.fused.features.detach().float())
         if self.normalized:
             projected = functional.normalize(projected, dim=1)
         different = batch.labels.unsqueeze(0) != batch.labels.unsqueeze(1)
@@ -37,7 +42,7 @@ class ProjectionConfusion(ClassAdversary):
             return projected.sum() * 0
         squares = projected.square().sum(dim=1)
         energy = (squares.unsqueeze(0) + squares.unsqueeze(1)) / 2 - projected @ projected.T
-        return strength * torch.log(energy[different].mean().clamp(min=1e-12))
+        return torch.log(energy[different].mean().clamp(min=1e-12))
 
 
 class PosteriorConfusion(ClassAdversary):
