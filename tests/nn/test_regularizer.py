@@ -10,7 +10,7 @@ from tests.nn.adversaries import CLASSES, FUSED, IMAGES, Maps, embedder, labels,
 from torch import nn
 from torch.nn import functional
 
-from unseen.losses import as_metric_loss, introspective
+from unseen.losses import WeightedSum, as_metric_loss, introspective
 from unseen.nn.backbone import Backbone
 from unseen.nn.regularizer import (
     Distillation,
@@ -277,6 +277,8 @@ def test_an_object_with_proxies_cannot_be_the_loss_of_a_larger_branch():
     one = Proxies(6)
     with pytest.raises(ValueError, match=r"is an object \(Proxies\) with parameters"):
         SelfDistillation(embedder(), lambda size: one, **given)
+    with pytest.raises(ValueError, match=r"is an object \(WeightedSum\) with parameters"):
+        SelfDistillation(embedder(), lambda size: WeightedSum({"one": (1.0, one)}), **given)
     without = nn.Identity()
     assert SelfDistillation(embedder(), lambda size: without, **given).losses[0] is without
 

@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 class OneOf(NamedTuple):
     """A few words."""
 
-    words: tuple[str | bool, ...]
+    words: tuple[str | bool | int, ...]
 
     def admit(self, value: Any) -> bool:
         """Whether a key may take this value."""
@@ -70,6 +70,8 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "optimizer.learning_rates.*": Limits(0, whole=False),
     "optimizer.l2_sp": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
+    # Not "-true" of half width: losses and readout compute in float32.
+    "trainer.precision": OneOf(("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16)),
     "threads": Limits(1, nullable=True),
     "speed.seconds": Limits(0, whole=False),
     "speed.precision": ListOf(OneOf(("32-true", "bf16-mixed", "16-mixed"))),

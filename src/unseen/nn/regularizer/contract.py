@@ -89,9 +89,14 @@ def made_anew(loss: MakeLoss, size: int, regularizer: str) -> nn.Module:
         ValueError: the loss is an object with parameters or a memory, which can be of one size only.
     """
     made = loss(size)
-    if made is loss(size) and made.state_dict():
+    if _tensors(made) & _tensors(loss(size)):
         raise ValueError(
             f"regularizer={regularizer} makes the loss anew for embeddings of another size, but the loss is "
             f"an object ({type(made).__name__}) with parameters or a memory. Give the loss by its name."
         )
     return made
+
+
+def _tensors(loss: nn.Module) -> set[int]:
+    """Which tensors are its state: two losses that share one are, in that part, the same object."""
+    return {id(tensor) for tensor in loss.state_dict(keep_vars=True).values()}
