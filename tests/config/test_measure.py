@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unseen.config.command_line import config_of_run
-from unseen.config.export import export
+from unseen.config.export import export, weights_of
 from unseen.config.measure import measure_again
 from unseen.config.run import run
 from unseen.config.values import UsageError
@@ -156,3 +157,15 @@ def test_validation_alone_where_the_test_classes_are_not_to_be_seen(trained, tmp
     content = json.loads(next(tmp_path.glob("*/record.json")).read_text())
     assert content["per_class"] == {}
     assert content["participation"] == {}
+
+
+@pytest.mark.parametrize(("chosen", "epoch"), [(4, 3), (None, 0)])
+def test_the_last_weights_stand_in_for_those_of_the_chosen_epoch_only_where_they_are_the_same(
+    tmp_path, chosen, epoch
+):
+    (tmp_path / "checkpoints").mkdir()
+    saved = {"epoch": epoch, "state_dict": {"embedder.weight": torch.ones(2), "loss.proxies": torch.ones(1)}}
+    torch.save(saved, tmp_path / "checkpoints" / "last.ckpt")
+    assert list(weights_of(tmp_path, SimpleNamespace(chosen_epoch=chosen))) == ["weight"]
+    with pytest.raises(ValueError, match=r"of epoch 2, are gone: last\.ckpt is of epoch .*001\.ckpt"):
+        weights_of(tmp_path, SimpleNamespace(chosen_epoch=2))

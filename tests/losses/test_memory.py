@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unseen.losses import CrossBatchMemory
+from unseen.losses import CrossBatchMemory, not_remembering, remembering_afterwards
 
 
 def some_batch(ids, seed=0):
@@ -121,3 +121,31 @@ def test_evaluation_is_no_step_of_the_warm_up(build_loss):
 def test_a_negative_warm_up_is_refused(build_loss):
     with pytest.raises(ValueError, match="warmup=-1"):
         build_loss("contrastive", "memory=cross_batch", "memory.warmup=-1")
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_step_that_takes_the_loss_twice_meets_the_same_memory_both_times(build_loss, warmup):
+    loss = build_loss("contrastive", "memory=cross_batch", f"memory.warmup={warmup}")
+    batch = some_batch([0, 1, 10, 11], seed=1)
+    with remembering_afterwards(loss):
+        first = loss(*batch)
+        with not_remembering(loss):
+            assert loss(*batch) == first
+        assert len(loss.memory) == 0
+    assert loss.memory.ids[:4].tolist() == [0, 1, 10, 11], "the batch, once"
+    assert len(loss.memory) == 4
+
+
+def test_a_step_that_fails_is_not_remembered(build_loss):
+    loss = build_loss("contrastive", "memory=cross_batch", "memory.warmup=0")
+
+    def step():
+        with remembering_afterwards(loss):
+            loss(*some_batch([0, 1, 10, 11], seed=1))
+            raise KeyError("elsewhere")
+
+    with pytest.raises(KeyError):
+        step()
+    assert len(loss.memory) == 0
+    loss(*some_batch([2, 3, 12, 13], seed=2))
+    assert len(loss.memory) == 4

@@ -49,6 +49,7 @@ def test_a_run_resumed_in_another_folder_remembers_the_best_epoch(tmp_path, late
     scores = [0.9, 0.2, later, 0.4]
     resumed = fitted(tmp_path / "second", scores, 4, tmp_path / "first" / "last.ckpt")
     assert best in resumed.best_model_path
+    assert (tmp_path / "second" / f"{best}.ckpt").is_file(), "what a run measures lies in its own folder"
     assert (tmp_path / "first" / "epoch=0.ckpt").is_file(), "the first run keeps its files"
     assert (tmp_path / "second" / "last.ckpt").is_file()
 
@@ -203,7 +204,7 @@ def test_a_checkpoint_says_of_which_run_it_is_and_durations_add_up(tmp_path):
     first.on_save_checkpoint(None, None, saved)
     assert saved["unseen"]["split"] == OWN["split"]
     second = Checkpoints(OWN, dirpath=tmp_path)
-    second.on_load_checkpoint(None, None, saved)
+    second.on_load_checkpoint(Trainer(logger=False), None, saved)
     assert second.earlier_seconds == pytest.approx(10, abs=1)
     second._started = time.perf_counter() - 5
     assert second.train_seconds == pytest.approx(15, abs=1)

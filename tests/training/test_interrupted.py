@@ -3,8 +3,9 @@
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 
-from unseen.config.build import build
+from unseen.config.build import Given, build
 from unseen.config.command_line import load_config
 from unseen.training.checkpoints import newest_whole
 from unseen.training.progress import quiet
@@ -91,6 +92,74 @@ def test_a_batch_whose_step_was_not_made_is_given_again(tiny_run, tmp_path, whol
         fitted(tiny_run, tmp_path, "save_every=null", stop_at=1)
     resumed = fitted(tiny_run, tmp_path, resume_from=tmp_path / "checkpoints" / "last.ckpt")
     assert images(resumed) == images(whole)[1:]
+
+
+class Ends(Callback):
+    """Ends training after an epoch, as early stopping does, or after a step."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_epoch_end(self, trainer, *_):
+        trainer.should_stop |= self.after == "epoch"
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= self.after == "step"
+
+
+class EndsLate(Ends, EarlyStopping):
+    """Likewise, in the turn of early stopping, which is after the learner's own."""
+
+    def __init__(self):
+        EarlyStopping.__init__(self, "train/loss")
+        self.after = "epoch"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("overrides", "callbacks"),
+    [
+        (["+trainer.max_steps=2"], []),
+        (["+trainer.max_steps=3"], []),
+        ([], [Ends("step")]),
+        ([], [Ends("epoch")]),
+        ([], [EndsLate()]),
+    ],
+    ids=["within an epoch", "at its end", "by a callback", "by one at its end", "by early stopping"],
+)
+def test_training_that_ends_otherwise_leaves_checkpoints_with_the_readout_that_is_measured(
+    tiny_run, tmp_path, overrides, callbacks
+):
+    given = Given(callbacks=callbacks)
+    run = build(load_config([*tiny_run, *STEPS, *overrides], run_folder=str(tmp_path)), given)
+    with quiet():
+        run.trainer.fit(run.learner, datamodule=run.data)
+    assert run.trainer.global_step <= 3
+    kept = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert len(kept) == 2
+    for path in kept:
+        state = torch.load(path, weights_only=True)["state_dict"]
+        for name, value in run.learner.embedder.readout.state_dict().items():
+            assert torch.equal(state[f"embedder.readout.{name}"], value), (path.name, name)
+    assert run.learner.embedder.readout.mean.norm() > 0, "it was fitted"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("every", "stop_at", "left"), [("null", 2, 3), ("0", 3, 1)])
+def test_a_step_of_several_batches_is_made_of_all_of_them_again(tiny_run, tmp_path, every, stop_at, left):
+    """An epoch has 3 batches and so 2 steps, of which the second has one batch. It stops in the 5th, or the
+    6th batch."""
+    several = ["+trainer.accumulate_grad_batches=2", f"save_every={every}"]
+    whole = fitted(tiny_run, tmp_path / "whole", *several)
+    assert whole.trainer.global_step == 4
+    with pytest.raises(KeyError, match="stopped"):
+        fitted(tiny_run, tmp_path / "cut", *several, stop_at=stop_at)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = fitted(tiny_run, tmp_path / "cut", *several, resume_from=last)
+    assert images(resumed) == images(whole)[-left:]
+    assert resumed.trainer.global_step == 4
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):

@@ -1,5 +1,6 @@
 """Real training on tiny data: what must move moves, what is frozen rests, and λ follows progress."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -249,6 +250,20 @@ def test_a_failure_is_not_hidden_by_a_record_that_cannot_be_written(tiny_run, tm
     monkeypatch.setattr(RunRecord, "save", full)
     with pytest.raises(RuntimeError, match="the loss broke"):
         execute(run)
+
+
+def test_an_adversary_whose_gradient_reaches_nothing_is_refused(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match=r"trainable=none.*GradientReversal.*adversary=none"):
+        made(tiny_run, tmp_path, "ablation=cann", "trainable=none")
+
+
+def test_an_adversary_only_watches_while_the_backbone_rests(tiny_run, tmp_path):
+    rests = ["optimizer.frozen_backbone_epochs=1", "adversary.silent_epochs=0"]
+    run = made(tiny_run, tmp_path, "ablation=cann", *rests, "sampler.classes_per_batch=4")
+    head = copy.deepcopy(run.learner.adversary.head.state_dict())
+    fitted(run)
+    learned = run.learner.adversary.head.state_dict()
+    assert any(not torch.equal(head[name], value) for name, value in learned.items())
 
 
 def test_overfitting_sees_the_same_batches_again_and_again(tiny_run, tmp_path):

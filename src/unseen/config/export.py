@@ -257,10 +257,16 @@ def weights_of(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f"run={run}: there is no checkpoint in it ({path.name}). Train again.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, epochs = checkpoint["state_dict"], int(checkpoint["epoch"]) + 1
     except Exception as error:  # unpickling raises whatever the bytes suggest
         raise ValueError(
             f"run={run}: {path.name} is not a checkpoint of a run, or one that was cut short. Train again."
         ) from error
+    if record.chosen_epoch and epochs != record.chosen_epoch:
+        raise ValueError(
+            f"run={run}: the weights that it measured, of epoch {record.chosen_epoch}, are gone: {path.name} "
+            f"is of epoch {epochs}. Put {chosen.name} back into {chosen.parent}, or train again."
+        )
     prefix = "embedder."
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

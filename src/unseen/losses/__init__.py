@@ -2,7 +2,7 @@
 
 from unseen.losses.adapter import MetricLoss, as_metric_loss, pair_loss, proxy_loss
 from unseen.losses.introspection import introspective
-from unseen.losses.memory import CrossBatchMemory, not_remembering
+from unseen.losses.memory import CrossBatchMemory, not_remembering, remembering_afterwards
 from unseen.losses.parameters import parameters_by_kind
 from unseen.losses.virtual import loss_among
 from unseen.losses.weighted_sum import WeightedSum, weighted_sum
@@ -18,5 +18,6 @@ __all__ = [
     "pair_loss",
     "parameters_by_kind",
     "proxy_loss",
+    "remembering_afterwards",
     "weighted_sum",
 ]

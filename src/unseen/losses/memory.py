@@ -56,6 +56,8 @@ class CrossBatchMemory(nn.Module):
         self.size = size
         self.warmup = warmup
         self.remembers = True
+        # Batches to be added later; none where they are added at once.
+        self._postponed: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("embeddings", torch.zeros(size, embedding_size))
         # A negative label marks a place that is still empty.
         self.register_buffer("labels", torch.full((size,), -1))
@@ -84,6 +86,9 @@ class CrossBatchMemory(nn.Module):
         """Remember a batch, `(B, d)`, `(B,)` and `(B,)`; the oldest are forgotten."""
         if not self.remembers:
             return
+        if self._postponed is not None:
+            self._postponed.append((embeddings, labels, ids))
+            return
         # New tensors, not written in place: autograd may still hold the old ones.
         self.embeddings = torch.cat([embeddings.detach(), self.embeddings])[: self.size]
         self.labels = torch.cat([labels, self.labels])[: self.size]
@@ -92,10 +97,29 @@ class CrossBatchMemory(nn.Module):
 
 
 @contextmanager
+def remembering_afterwards(loss: nn.Module) -> Iterator[None]:
+    """What the loss would add to its memories while it lasts is added when it is over: for a step that takes
+    the loss more than once, which all meet the same memories."""
+    memories = _memories(loss)
+    for memory in memories:
+        memory._postponed = []
+    try:
+        yield
+    except BaseException:
+        for memory in memories:
+            memory._postponed = None
+        raise
+    for memory in memories:
+        batches, memory._postponed = memory._postponed or [], None
+        for batch in batches:
+            memory.add(*batch)
+
+
+@contextmanager
 def not_remembering(loss: nn.Module) -> Iterator[None]:
     """While it lasts, every memory in the loss is compared with and nothing is added to it: for embeddings
     that are no image's own."""
-    memories = [module for module in loss.modules() if isinstance(module, CrossBatchMemory)]
+    memories = _memories(loss)
     for memory in memories:
         memory.remembers = False
     try:
@@ -103,3 +127,7 @@ def not_remembering(loss: nn.Module) -> Iterator[None]:
     finally:
         for memory in memories:
             memory.remembers = True
+
+
+def _memories(loss: nn.Module) -> list[CrossBatchMemory]:
+    return [module for module in loss.modules() if isinstance(module, CrossBatchMemory)]

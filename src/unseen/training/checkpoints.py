@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from unseen.files import replacing
 from unseen.tracking.run_folder import CHECKPOINTS, FINISHED, LAST, checkpoints, newest_first
 from unseen.training.divergence import DivergedError
+from unseen.training.learner import MetricLearner
 from unseen.training.stopping import StoppedWithinStepError
 
 log = logging.getLogger(__name__)
@@ -54,9 +58,9 @@ class Checkpoints(ModelCheckpoint):
 
     `last.ckpt` is written in mid epoch too, so that a run that is killed loses minutes. A run goes on from it
     as if it had never stopped: the position in the epoch is in it, and random numbers follow from that
-    (`SeedsSteps`). (From one that an exception wrote within a step, it repeats that step; batch norm has then
-    seen its batch twice.) The best epoch is remembered when a run resumes in another folder. A file is whole
-    or not there.
+    (`SeedsSteps`). (From one that an exception wrote within a step, of one batch or of several, it repeats
+    that step; batch norm and memories have then seen its batches twice.) A run that resumes in another folder
+    takes the best epoch along. A file is whole or not there.
 
     Args:
         identity: `split` and `manifest` (hashes) and `config` (dotted key → value), plain data.
@@ -100,7 +104,10 @@ class Checkpoints(ModelCheckpoint):
     ) -> None:
         """Save in mid epoch when it is time; the end of the epoch saves by itself."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.save_every is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+        # Gradients that wait for a step are in no checkpoint.
+        waits = batches.current.ready % trainer.accumulate_grad_batches != 0
+        if self.save_every is None or batches.is_last_batch or waits:
             return
         # All processes save together, when the first one's clock says so.
         if trainer.strategy.broadcast(time.perf_counter() - self._saved >= self.save_every):
@@ -109,6 +116,8 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's, and the last epoch also where it is not the best."""
+        if trainer.should_stop and isinstance(pl_module, MetricLearner):
+            pl_module.fit_readout()  # a callback may have stopped training after the module's own turn
         super().on_train_epoch_end(trainer, pl_module)
         if self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
@@ -142,7 +151,7 @@ class Checkpoints(ModelCheckpoint):
         """Go on counting."""
         self.earlier_seconds = float(checkpoint.get(IDENTITY, {}).get("train_seconds", 0.0))
         self.resumed_step = checkpoint.get("global_step")
-        _give_back_unused(checkpoint)
+        _give_back_unused(checkpoint, trainer.accumulate_grad_batches)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best_model_path"]
@@ -151,14 +160,39 @@ class Checkpoints(ModelCheckpoint):
             return
         ours = {"dirpath": self.dirpath, "last_model_path": self.last_model_path}
         super().load_state_dict({**state_dict, **ours})
+        if best and self.dirpath is not None:
+            self._adopt(Path(best), Path(self.dirpath))
+
+    def _adopt(self, best: Path, folder: Path) -> None:
+        """Copy the best epoch of the run that this one goes on from: whatever a run measures lies in it."""
+        own = folder / best.name
+        if own == best:
+            return
+        _copy(best, own)
+        self.best_model_path = self.kth_best_model_path = str(own)
+        if str(best) in self.best_k_models:
+            self.best_k_models[str(own)] = self.best_k_models.pop(str(best))
 
 
-def _give_back_unused(checkpoint: dict[str, Any]) -> None:
-    """A checkpoint that an exception wrote in mid step counts a batch that no weight has learned from."""
+@rank_zero_only
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _give_back_unused(checkpoint: dict[str, Any], batches_per_step: int) -> None:
+    """A checkpoint that an exception wrote in mid step counts batches that no weight has learned from."""
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    now = loop.get("epoch_loop.batch_progress", {}).get("current", {})
+    progress = loop.get("epoch_loop.batch_progress", {})
+    if not progress or progress["is_last_batch"]:
+        return
+    waiting = progress["current"]["processed"] % batches_per_step
+    for counts, name in product((progress["total"], progress["current"]), ("processed", "completed")):
+        counts[name] -= waiting
+    learned = progress["current"]["processed"]
     for loader in loop.get("state_dict", {}).get("combined_loader", []):
-        loader["given"] = min(loader["given"], now["processed"])
+        loader["given"] = min(loader["given"], learned)
 
 
 def newest_whole(paths: Sequence[Path]) -> Path | None:

@@ -29,7 +29,8 @@ class StopsAtNaN(Callback):
     """
 
     def __init__(self) -> None:
-        self._loss = torch.zeros(())
+        # Of the batches since the last step.
+        self._losses: list[Tensor] = []
         self._ids: list[int] = []
         self._batch = 0
 
@@ -37,11 +38,12 @@ class StopsAtNaN(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Remember which images these are."""
-        self._ids, self._batch = batch.ids, batch_idx
+        self._ids += batch.ids.tolist()
+        self._batch = batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Remember the loss; it is looked at together with the gradients, as each look waits for a GPU."""
-        self._loss = loss.detach()
+        self._losses.append(loss.detach().float())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -51,13 +53,15 @@ class StopsAtNaN(Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         gradients = [] if scaled else [p.grad for p in pl_module.parameters() if p.grad is not None]
         length = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        loss, length = torch.stack([self._loss.float(), length.to(self._loss.device).float()]).tolist()
+        # Lightning divides each by their number.
+        total = torch.stack(self._losses).sum()
+        loss, length = torch.stack([total, length.to(total.device).float()]).tolist()
         if not all(map(math.isfinite, (loss, length))):
             raise DivergedError(self._words(trainer, loss, length))
+        self._losses, self._ids = [], []
 
     def _words(self, trainer: Trainer, loss: float, length: float) -> str:
-        ids = [int(row) for row in self._ids]
-        images = ", ".join(map(str, ids[:SHOWN])) + (", …" if len(ids) > SHOWN else "")
+        images = ", ".join(map(str, self._ids[:SHOWN])) + (", …" if len(self._ids) > SHOWN else "")
         good = last_finite(trainer)
         go_on = "no checkpoint was written before" if good is None else f"the last good checkpoint is {good}"
         return (

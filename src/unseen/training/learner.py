@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from unseen.data.batch import Batch
 from unseen.evaluation.readout import fit_readout
-from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind
+from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind, remembering_afterwards
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded, Embedder
@@ -121,6 +121,12 @@ class MetricLearner(LightningModule):
             embedded, batch = of_all(embedded, batch, self.embedder, with_positions)
         if self.centres is not None:
             self.centres.add(embedded.embedding.detach(), batch.labels)
+        # Once all that this step compares has been compared with what earlier steps left.
+        with remembering_afterwards(self.loss):
+            return self._objective(embedded, batch, batch_index)
+
+    def _objective(self, embedded: Embedded, batch: Batch, batch_index: int) -> Tensor:
+        """The sum of metric loss, adversary and regulariser."""
         metric_loss = self.loss(embedded.embedding, batch.labels, batch.ids)
         self._log_train("metric_loss", metric_loss, len(batch.labels))
         # Zero is what is left without any pair or triplet; the epoch's mean is the share of such batches.
@@ -228,7 +234,8 @@ class MetricLearner(LightningModule):
             )
             flat.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
         names, rows = list(objectives), torch.stack(flat) / count()  # which `all_rows` multiplied by
-        products = sum_over_processes(rows @ rows.T)
+        with torch.autocast(self.device.type, enabled=False):
+            products = sum_over_processes(rows @ rows.T)
         norms = products.diagonal().sqrt()
         for name, norm in zip(names, norms, strict=True):
             self._log_train(f"gradient_norm_{name}", norm, 1)
@@ -252,14 +259,19 @@ class MetricLearner(LightningModule):
             self._log_train(name, total.to(self.device), 1)
             self._log_train(name, 0.0, int(weight) - 1)
         self._sums_to_recall = {}
-        self._sums_before = self._epoch_sums()
+        if (self._batches.ready - 1) % self.trainer.accumulate_grad_batches == 0:
+            self._sums_before = self._epoch_sums()
+
+    @property
+    def _batches(self) -> Any:
+        """Of this epoch, how many were begun and done."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """An epoch that goes on later has the mean of all its steps, without one that was not finished."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        if not progress.is_last_batch:
-            batches: Any = progress.current  # Lightning declares fewer counts than it has
-            begun = batches.processed < batches.ready
+        if not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            done = self._batches.processed
+            begun = done < self._batches.ready or done % self.trainer.accumulate_grad_batches != 0
             checkpoint[EPOCH] = self._sums_before if begun else self._epoch_sums()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -298,18 +310,20 @@ class MetricLearner(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """What is validated is what would be deployed."""
-        self._fit_readout()
+        self.fit_readout()
 
     def on_train_epoch_end(self) -> None:
         """Before the last checkpoint is written, what is deployed is fitted to the final weights."""
-        if self.current_epoch + 1 == self.trainer.max_epochs:
-            self._fit_readout()
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        if self.trainer.should_stop or self.current_epoch + 1 == epochs or self.global_step == steps:
+            self.fit_readout()
 
     def on_train_end(self) -> None:
-        """Likewise of training that ends otherwise: after a number of steps, a time, or by a callback."""
-        self._fit_readout()
+        """Likewise where no checkpoint was written at the end of an epoch."""
+        self.fit_readout()
 
-    def _fit_readout(self) -> None:
+    def fit_readout(self) -> None:
+        """Fit what is deployed to the weights as they are, unless it has been."""
         # A callback may have put other weights in place, such as averaged ones, without a step.
         weights = float(sum(parameter.detach().sum() for parameter in self.embedder.parameters()))
         if self._fitted_to != weights:
