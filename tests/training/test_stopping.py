@@ -1,7 +1,9 @@
 """A signal ends a run after its step, with a record and a checkpoint; NaN ends it at once."""
 
 import json
+import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from lightning import Callback
 
 from unseen.config.build import build
 from unseen.config.command_line import load_config
-from unseen.training.divergence import DivergedError
+from unseen.training.divergence import DivergedError, StopsAtNaN
 from unseen.training.progress import quiet
 from unseen.workflow.run import execute
 
@@ -71,3 +73,18 @@ def test_gradients_that_are_no_numbers_end_a_run_and_name_the_last_good_checkpoi
     for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         saved = torch.load(path, weights_only=True)
         assert saved["global_step"] == 3, "no checkpoint of the step that diverged"
+
+
+def test_a_loss_that_is_no_number_is_found_in_any_batch_of_a_step():
+    stops, learner = StopsAtNaN(), torch.nn.Linear(1, 1)
+    trainer = SimpleNamespace(precision_plugin=None, checkpoint_callbacks=[], global_step=4, current_epoch=1)
+
+    def step(*losses):
+        for index, loss in enumerate(losses):
+            stops.on_train_batch_start(trainer, learner, SimpleNamespace(ids=torch.tensor([index])), index)
+            stops.on_before_backward(trainer, learner, torch.tensor(loss))
+        stops.on_before_optimizer_step(trainer, learner, None)
+
+    step(1.0, 2.0)
+    with pytest.raises(DivergedError, match=r"step 5 .*the loss is nan.*Rows 0, 1 of manifest"):
+        step(math.nan, 2.0)
