@@ -242,9 +242,10 @@ def measure(options: argparse.Namespace, overrides: list[str], images: Path, whe
     contenders: dict[str, Callable[[], float]] = {
         "bare steps, baseline": lambda: bare_of("baseline"),
         **{f"unseen, {name}": functools.partial(loop, name) for name in options.methods},
-        "bare steps, gdfl": lambda: bare_of("gdfl"),
     }
-    if "bf16" not in str(made.trainer.precision):
+    if "gdfl" in options.methods:
+        contenders["bare steps, gdfl"] = lambda: bare_of("gdfl")
+    if options.peers and "bf16" not in str(made.trainer.precision):
         contenders["pytorch-metric-learning, baseline"] = lambda: theirs(
             make([*overrides, *METHODS["baseline"]]), images, options.steps, clock
         )
@@ -292,6 +293,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of each contender")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether other packages' trainers take their turns, too",
+    )
     parser.add_argument(
         "--processor-time",
         action="store_true",
