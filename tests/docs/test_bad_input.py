@@ -207,6 +207,12 @@ def broken_run(root: Path) -> None:
     weights_of(root, SimpleNamespace(chosen_epoch=None))  # type: ignore[arg-type]
 
 
+def run_without_its_best(root: Path) -> None:
+    (root / "checkpoints").mkdir()
+    torch.save({"epoch": 3, "state_dict": {}}, root / "checkpoints" / "last.ckpt")
+    weights_of(root, SimpleNamespace(chosen_epoch=2))  # type: ignore[arg-type]
+
+
 def pickled_gallery(root: Path) -> None:
     made = Gallery.create(root / "gallery", "b" * 64, 2)
     made.append(np.eye(2, dtype=np.float32), {name: ["a", "b"] for name in ("path", "label", "modified")})
@@ -336,6 +342,7 @@ CASES: dict[str, Case] = {
     "a checkpoint of a later epoch": checkpoint({}, epoch=3, most=2),
     "no checkpoint that is whole": only_broken_checkpoints,
     "a run to export whose checkpoint is broken": broken_run,
+    "a run to export whose best epoch was removed": run_without_its_best,
     "a gallery whose embeddings are a pickle": pickled_gallery,
     "no run with these settings": lambda root: newest_of(root / "run", IDENTITY),
     "a frozen backbone that is to learn later": frozen("optimizer.frozen_backbone_epochs=2"),

@@ -47,7 +47,7 @@ class OneOf(NamedTuple):
         return value in self.words
 
     def __str__(self) -> str:
-        return " or ".join(map(str, self.words))
+        return " or ".join(dict.fromkeys(map(str, self.words)))
 
 
 class ListOf(NamedTuple):
