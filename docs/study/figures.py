@@ -158,7 +158,8 @@ def draw_gap(path: Path) -> Path:
 
 
 def _arrow(axes: Axes, start: Sequence[float], end: Sequence[float]) -> None:
-    axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": PALE, "lw": 2.5})
+    drawn = {"arrowstyle": "-|>", "color": PALE, "lw": 2.5}
+    axes.annotate("", xy=end, xytext=start, arrowprops=drawn, zorder=2)  # behind the dots
 
 
 def _title(figure: Figure, text: str) -> None:
