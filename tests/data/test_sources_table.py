@@ -75,6 +75,7 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("", "'path' is missing"),
         ("path,label\na/0.png,x\na/1.png,y\na/0.png,x\n", "rows 1 and 3 are of the same image, 'a/0.png'"),
         ("path,label\na/0.png,x\na/0.png,y\n", "rows 1 and 2 are of the same image"),
+        ("path,label\na/0.png,x\n./a//0.png,x\n", "rows 1 and 2 are of the same image"),
         (
             "path,label,class\na/0.png,0,cat\na/1.png,0,dog\n",
             "row 2 has label '0' and class 'dog'.*earlier row label '0' and class 'cat'",

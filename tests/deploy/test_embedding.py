@@ -163,3 +163,65 @@ def test_memory_that_runs_out_says_nothing_of_an_image_in_a_tar_file(photos, tmp
     monkeypatch.setattr("unseen.deploy.listing.to_pixels", lambda image: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(PassingError, match="The cause is this machine"):
         read_place(place)
+
+
+def write_table(path, columns, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def test_what_a_table_says_otherwise_by_now_is_taken_over_without_embedding_again(colours, photos, tmp_path):
+    table, model = tmp_path / "images.csv", colours()
+    names = [f"{photos}/bee/{row}.png" for row in range(3)]
+    write_table(table, ["path", "label"], [[name, "bee"] for name in names])
+    embed(model, table, tmp_path / "gallery")
+    before = Gallery.open(tmp_path / "gallery").embeddings.copy()
+    write_table(
+        table,
+        ["path", "label", "site"],
+        [[name, label, "north"] for name, label in zip(names, "abc", strict=True)],
+    )
+    again = colours()
+    outcome, counted = embed(again, table, tmp_path / "gallery")
+    assert (outcome.embedded, outcome.known, counted, again.batches) == (0, 3, 3, [])
+    gallery = Gallery.open(tmp_path / "gallery")
+    assert gallery.column("label").tolist() == ["a", "b", "c"]
+    assert gallery.column("site").tolist() == ["north"] * 3
+    assert gallery.column("path").tolist() == names
+    np.testing.assert_array_equal(gallery.embeddings, before)
+    embed(again, table, tmp_path / "gallery")
+    assert Gallery.open(tmp_path / "gallery").ids.tolist() == gallery.ids.tolist(), "nothing to take over"
+
+
+def test_columns_with_the_names_of_the_gallerys_own_hide_none(colours, photos, tmp_path):
+    rows = [[f"{photos}/bee/{row}.png", "7", "9", "0.3"] for row in range(3)]
+    write_table(tmp_path / "images.csv", ["path", "id", "rank", "similarity"], rows)
+    embed(colours(), tmp_path / "images.csv", tmp_path / "gallery")
+    gallery = Gallery.open(tmp_path / "gallery")
+    assert gallery.ids.tolist() == [0, 1, 2]
+    assert gallery.column("given_id").tolist() == ["7"] * 3
+    assert gallery.row(1)["given_rank"] == "9"
+
+
+def test_a_file_name_that_is_no_text_is_listed_as_unreadable(colours, photos, tmp_path):
+    odd = photos / os.fsdecode(b"bee/caf\xe9.png")
+    odd.write_bytes((photos / "bee" / "0.png").read_bytes())
+    outcome, _ = embed(colours(), photos, tmp_path / "gallery")
+    assert outcome.unreadable[str(odd)] == "its name is not UTF-8"
+    assert outcome.embedded == 12
+    assert b"caf\xe9.png" in (tmp_path / "gallery" / "unreadable.csv").read_bytes()
+
+
+def test_links_to_folders_are_followed_as_in_training(photos, tmp_path):
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "bee").symlink_to(photos / "bee")
+    (root / "fly").mkdir()
+    (root / "fly" / "more").symlink_to(photos / "fly")
+    (root / "fly" / "round").symlink_to(root)
+    listing = list_images(root)
+    assert listing.columns["label"] == ["bee"] * 4 + ["fly"] * 4
+    found = read(root, split="order", train_fraction=0.5, seed=0, listed="test")
+    assert [str(found.absolute(row)) for row in range(len(found))] == listing.places

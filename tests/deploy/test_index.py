@@ -167,3 +167,14 @@ def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, 
     [second] = names()
     assert second != first
     assert client.collection_exists("tests.other")
+
+
+@ALL
+def test_what_was_removed_is_not_in_the_way_of_what_was_not(gallery, kind):
+    build_index(gallery, kind, recall=0.95, k=10)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    near = gallery.search(queries, 8)
+    gallery.remove(sorted({int(id) for id in near.ids.ravel()}))
+    found = searchable(gallery).search(queries, 10)
+    assert (found.ids >= 0).all()
+    assert share_found(found, gallery.search(queries, 10)) > 0.9

@@ -67,6 +67,12 @@ def test_results_are_shown_and_written(model, gallery, photos, tmp_path, capsys)
     assert shown.count("similarity") == 3
 
 
+def test_results_are_shown_letter_by_letter(capsys):
+    show([{"query": "/photos/[old]/1.jpg", "path": "a[/b].jpg", "label": "[unknown]"}], most=1)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("/photos/[old]/1.jpg", "a[/b].jpg", "[unknown]"))
+
+
 def test_a_query_that_is_not_there(model, tmp_path):
     with pytest.raises(ValueError, match="there is no such folder or file"):
         embed_queries(model, tmp_path / "nothing.png")

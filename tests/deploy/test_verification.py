@@ -84,3 +84,13 @@ def test_too_few_classes_are_refused():
     embeddings, labels = images(0, classes=1)
     with pytest.raises(ValueError, match="at least two classes with two images"):
         calibrate(embeddings, labels)
+
+
+def test_classes_of_one_image_leave_the_thresholds_as_they_are():
+    embeddings, labels = images(0, classes=4)
+    alone, _ = images(1, classes=5, each=1)
+    # Lone classes before, between and after the others.
+    places = np.r_[-1, labels * 2, 1, 3, 5, 99]
+    mixed = calibrate(np.r_[alone[:1], embeddings, alone[1:]], places)
+    assert mixed == calibrate(embeddings, labels)
+    assert all(np.isfinite(list(one.values())).all() for one in [*mixed["same"], *mixed["known"]])

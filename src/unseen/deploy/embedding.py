@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unseen.deploy.gallery import MODIFIED, PATH, Gallery
+from unseen.deploy.gallery import MODIFIED, PATH, Gallery, Known
 from unseen.deploy.listing import Listing, located
 from unseen.deploy.model import Model
 from unseen.deploy.runners.local import Part, Runner, embed_here
@@ -19,6 +19,8 @@ from unseen.files import replacing
 SEGMENT = 2048
 """Images, or a batch more, that are saved at a time: what a crash can lose."""
 UNREADABLE = "unreadable.csv"
+TAKEN = ("id", "query", "rank", "similarity", MODIFIED)
+"""Names that a gallery or a search gives columns of its own."""
 Progress = Callable[[int], None]
 
 
@@ -28,7 +30,7 @@ class Outcome:
 
     Args:
         embedded: how many are new in the gallery, or were embedded again as their file had changed.
-        known: how many were there already.
+        known: how many were there already, also those of which the listing now says something else.
         unreadable: place → why it could not be read; also in `unreadable.csv` of the gallery's folder.
     """
 
@@ -67,27 +69,71 @@ def embed_images(
     changed = [_modified(place) for place in listing.places]
     known = gallery.known()
     # A place that is listed twice is one image.
-    first = {place: row for row, place in reversed(list(enumerate(listing.places)))}
+    first: dict[str, int] = {}
+    for row, place in enumerate(listing.places):
+        first.setdefault(place, row)
+    unreadable = {place: "its name is not UTF-8" for place in first if not _is_text(place)}
     todo = [
         row
-        for place, row in sorted(first.items(), key=lambda item: item[1])
-        if place not in known or known[place].modified != changed[row]
+        for place, row in first.items()
+        if place not in unreadable and (place not in known or known[place].modified != changed[row])
     ]
     progress(len(listing) - len(todo))
-    unreadable: dict[str, str] = {}
+    again = set(todo)
+    there = {place: row for place, row in first.items() if place in known and row not in again}
+    columns = {_own(name): values for name, values in listing.columns.items()}
+    _rewrite(gallery, columns, there, known)
     embedded = 0
     for part in _pieces(runner(model, [listing.places[row] for row in todo], batch_size), progress):
         rows = [todo[row] for row in part.rows]
         unreadable |= part.unreadable
         if rows:
-            columns = {name: [values[row] for row in rows] for name, values in listing.columns.items()}
-            columns |= {PATH: [listing.places[row] for row in rows], MODIFIED: [changed[row] for row in rows]}
-            replaced = [known[place].id for place in columns[PATH] if place in known]
-            gallery.append(part.embeddings, columns, replaced)
+            texts = {name: [values[row] for row in rows] for name, values in columns.items()}
+            texts |= {PATH: [listing.places[row] for row in rows], MODIFIED: [changed[row] for row in rows]}
+            replaced = [known[place].id for place in texts[PATH] if place in known]
+            gallery.append(part.embeddings, texts, replaced)
             embedded += len(rows)
     gallery.tidy()
     _write_unreadable(gallery.folder / UNREADABLE, unreadable)
-    return Outcome(embedded, len(first) - len(todo), unreadable)
+    return Outcome(embedded, len(there), unreadable)
+
+
+def _own(name: str) -> str:
+    """The name in a gallery of a listing's column: what a gallery or a search says itself is not hidden."""
+    return f"given_{name}" if name in TAKEN else name
+
+
+def _is_text(place: str) -> bool:
+    """Whether it can be written down: a file name may hold any bytes."""
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rewrite(
+    gallery: Gallery,
+    columns: Mapping[str, Sequence[str]],
+    there: Mapping[str, int],
+    known: Mapping[str, Known],
+) -> None:
+    """Give images that are there the texts of the listing, where it says something else by now.
+
+    Args:
+        gallery: with the images.
+        columns: of the listing.
+        there: place → row of the listing.
+        known: place → what the gallery knows of the file.
+    """
+    said = {place: {name: values[row] for name, values in columns.items()} for place, row in there.items()}
+    places = [place for place in said if said[place].items() - gallery.row(known[place].id).items()]
+    if not places:
+        return
+    ids = [known[place].id for place in places]
+    texts = {name: [said[place][name] for place in places] for name in columns}
+    texts |= {PATH: places, MODIFIED: [known[place].modified for place in places]}
+    gallery.append(gallery.embeddings[np.searchsorted(gallery.ids, ids)], texts, ids)
 
 
 def _pieces(parts: Iterator[Part], progress: Progress) -> Iterator[Part]:
@@ -127,7 +173,10 @@ def _write_unreadable(path: Path, unreadable: dict[str, str]) -> None:
     if not unreadable:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows(unreadable.items())

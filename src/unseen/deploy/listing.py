@@ -147,7 +147,7 @@ def _of_folder(folder: Path) -> Listing:
 
 def _of_manifest(manifest: Manifest) -> Listing:
     labels = [manifest.class_names[label] for label in manifest.labels]
-    places = [str(manifest.absolute(row)) for row in range(len(manifest))]
+    places = [str(manifest.absolute(row).absolute()) for row in range(len(manifest))]
     return Listing(places, {LABEL: labels, "role": list(map(str, manifest.roles))})
 
 
@@ -157,7 +157,7 @@ def _of_table(path: Path, columns: dict[str, list[str]], rows: object) -> Listin
     for row in rows:  # type: ignore[attr-defined]
         for name, values in columns.items():
             values.append("" if row[name] is None else str(row[name]))
-    places = [name if located(name)[1] else str(path.parent / name) for name in columns.pop("path")]
+    places = [str(path.parent / name) for name in columns.pop("path")]
     return Listing(places, {LABEL: [""] * len(places), **columns})
 
 

@@ -27,13 +27,14 @@ def show(rows: Rows, *, most: int) -> None:
 def show_table(title: str, rows: Rows, columns: Sequence[str]) -> None:
     """Print some columns of rows under a title."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=escape(title), title_justify="left", box=None)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row[column]) for column in columns))
+        table.add_row(*(escape(_text(row[column])) for column in columns))
     Console().print(table, soft_wrap=True)
 
 

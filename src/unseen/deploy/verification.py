@@ -74,7 +74,8 @@ def calibrate(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dic
     """Thresholds from images of classes that training did not see.
 
     Args:
-        embeddings: `(N, d)`, of length 1; at most `MOST` of them, drawn at random, are used.
+        embeddings: `(N, d)`, of length 1; at most `MOST` of them, drawn at random, are used, and of those
+            the classes of which there are two.
         labels: `(N,)`.
 
     Returns:
@@ -86,8 +87,11 @@ def calibrate(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dic
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST])
     embeddings, labels = embeddings[rows], labels[rows]
-    names, counts = np.unique(labels, return_counts=True)
-    if (counts > 1).sum() < 2:
+    _, member, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    several = counts[member] > 1
+    embeddings, labels = embeddings[several], labels[several]
+    names = np.unique(labels)
+    if len(names) < 2:
         raise ValueError("Thresholds need at least two classes with two images each.")
     similarities = embeddings.astype(np.float64) @ embeddings.T.astype(np.float64)
     above = np.triu_indices(len(labels), 1)

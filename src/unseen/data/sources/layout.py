@@ -143,11 +143,15 @@ def numbered(names: Sequence[str], number: int) -> str:
 def find_images(folder: Path, root: Path) -> list[str]:
     """Images anywhere under `folder`: POSIX paths relative to `root`, in an order that no platform changes.
 
-    Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images.
+    Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images. Links to folders are
+    followed, but for one to a folder that it lies in.
     """
     found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        within = os.path.realpath(parent)
+        folders[:] = [
+            name for name in folders if not _is_hidden(name) and not _is_around(Path(parent, name), within)
+        ]
         found += [
             (Path(parent) / name).relative_to(root).as_posix()
             for name in files
@@ -166,6 +170,11 @@ def subfolders(folder: Path) -> list[Path]:
             *(folder, ", ".join(with_images)),
         )
     return [path for path in found if path not in hidden]
+
+
+def _is_around(folder: Path, place: str) -> bool:
+    """Whether a link leads to a folder that holds the place where it lies."""
+    return folder.is_symlink() and Path(place).is_relative_to(os.path.realpath(folder))
 
 
 def _is_hidden(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -147,7 +147,8 @@ def _check_repeated(table: Path, rows: list[Row]) -> None:
     """An image that stands twice is its own neighbour; by boxes it may hold several objects."""
     first: dict[tuple[str, ...], int] = {}
     for number, row in enumerate(rows, start=1):
-        earlier = first.setdefault((row["path"], *(row.get(edge, "") for edge in BOX)), number)
+        place = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
+        earlier = first.setdefault((place, *(row.get(edge, "") for edge in BOX)), number)
         if earlier != number:
             raise ManifestError(
                 f"'{table}' rows {earlier} and {number} are of the same image, '{row['path']}'. Remove one."

@@ -61,7 +61,7 @@ class IndexedGallery:
     """
 
     def __init__(self, gallery: Gallery, index: Index, known: int, effort: int) -> None:
-        self.gallery, self.index, self.effort = gallery, index, effort
+        self.gallery, self.index, self.known, self.effort = gallery, index, known, effort
         self._new = np.flatnonzero(gallery.ids >= known)
 
     def search(self, queries: Tensor, k: int, where: Where | None = None) -> Found:
@@ -71,11 +71,22 @@ class IndexedGallery:
         if len(self.gallery) == 0:
             return nothing(len(queries), k)
         vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
-        ids = self.index.candidates(vectors, k, self.effort)
-        new = self.gallery.search_rows(queries, k, self._new).ids
-        ids = np.concatenate([ids, new], axis=1)
+        new = self._rows(self.gallery.search_rows(queries, k, self._new).ids)
+        asked = k
+        while True:
+            ids = self.index.candidates(vectors, asked, self.effort)
+            rows = self._rows(ids)
+            # What was removed is still in the index, and in the way of what was not.
+            short = (rows >= 0).sum(axis=1) < k
+            removed = ((ids >= 0) & (rows < 0)).any(axis=1)
+            if asked >= self.known or not (short & removed).any():
+                return _decide(self.gallery, vectors, np.concatenate([rows, new], axis=1), k)
+            asked *= 2
+
+    def _rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the gallery, −1 where it has no such id."""
         rows = np.searchsorted(self.gallery.ids, ids).clip(max=len(self.gallery) - 1)
-        return _decide(self.gallery, vectors, np.where(self.gallery.ids[rows] == ids, rows, -1), k)
+        return np.where(self.gallery.ids[rows] == ids, rows, -1)
 
 
 def build_index(gallery: Gallery, description: Mapping[str, Any], *, recall: float, k: int) -> Measured:
