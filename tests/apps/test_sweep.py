@@ -138,6 +138,8 @@ def test_a_dry_run_writes_nothing(small, unseen, tmp_path):
         (["lock=flock"], "auto, kernel, lease"),
         (["data.root=/nowhere", "seed=0,1"], "/nowhere"),
         (["protocol=folds", "protocol.fold=0,9"], "protocol.fold=9"),
+        (["seed=0,1", "metrics.similarity=cosine,euclidean"], "differ in metrics alone"),
+        (["threads=1,2"], "differ in threads alone"),
     ],
 )
 def test_what_any_job_cannot_be_is_refused_before_the_first_one(small, unseen, tmp_path, words, message):

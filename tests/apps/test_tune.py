@@ -61,6 +61,15 @@ def test_an_experiment_has_the_effect_of_what_was_typed(tiny_run, tmp_path):
     assert made["protocol"] == wanted["protocol"]
 
 
+def test_an_experiment_of_an_experiment_has_the_effect_of_both(tmp_path):
+    typed = ["experiment=paper", "data=glyphs", "optimizer=finetune", "loss=triplet", "embedding.size=32"]
+    write_experiment(tmp_path / "experiment" / "best.yaml", typed, trials=3)
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    wanted = plain(load_config(typed, run_folder=str(tmp_path)))
+    assert essential(made) == essential(wanted)
+    assert wanted["trainer"]["max_epochs"] == 25, "the paper's"
+
+
 @pytest.mark.slow
 def test_trials_never_look_at_test_classes_and_the_best_becomes_an_experiment(tiny_run, tmp_path, capsys):
     typed = [

@@ -156,3 +156,18 @@ def test_the_file_system_decides(tmp_path, monkeypatch, system, kind):
 def test_an_unknown_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="auto, kernel, lease"), locked(tmp_path, "flock"):
         pass
+
+
+@pytest.mark.parametrize("content", ["", '{"holder": "the d'])
+def test_a_lease_that_was_not_finished_expires_too(tmp_path, content):
+    for name in ("lease", "lease.unfinished"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BusyError), locked(tmp_path, "lease", 30.0):
+        raise AssertionError
+    for name in ("lease", "lease.unfinished"):
+        os.utime(tmp_path / name, (1, 1))
+    with pytest.raises(BusyError, match="takes it over"), locked(tmp_path, "lease", 30.0):
+        raise AssertionError
+    with locked(tmp_path, "lease", 30.0):
+        assert str(os.getpid()) in holder(tmp_path)
+    assert not list(tmp_path.glob("lease*"))

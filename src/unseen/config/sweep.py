@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from unseen.config.command_line import building
-from unseen.config.freeze import Freezer
+from unseen.config.freeze import Freezer, Frozen
 from unseen.config.grid import Cell, cells
 from unseen.config.own import divided, own_settings
 from unseen.config.targets import instantiate
+from unseen.config.values import UsageError
 from unseen.sweep import ledger
 from unseen.sweep.job import State
 from unseen.sweep.process import STOPPED, interruptible
+
+MEASURED = ("metrics", "evaluation", "trainer.devices", "threads", "compile")
+"""Keys that change what is measured, or how fast, and not which job it is."""
 
 
 def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> int:
@@ -38,7 +42,7 @@ def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str 
     launcher = _launcher(settings)
     freezer = Freezer(config_name, config_dir)
     made = (freezer.freeze(cell.overrides, _root(settings), cell.name or None) for cell in grid)
-    frozen = list({one.job.key: one for one in made}.values())
+    frozen = _distinct(made)
     states = ledger.survey([one.job for one in frozen])
     console.print(ledger.table(states))
     console.print(ledger.forecast(states, launcher.at_once), soft_wrap=True)
@@ -54,6 +58,28 @@ def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str 
     if stopped.is_set():
         return STOPPED
     return 1 if any(outcome.failed for outcome in outcomes) else 0
+
+
+def _distinct(jobs: Iterable[Frozen]) -> list[Frozen]:
+    """Each job once, however often the grid has it in other words.
+
+    Raises:
+        UsageError: two of them differ in what is measured, or in how fast, and are one job for all that.
+    """
+    found: dict[str, Frozen] = {}
+    for one in jobs:
+        first = found.setdefault(one.job.key, one)
+        if differing := [key for key in MEASURED if _at(first, key) != _at(one, key)]:
+            raise UsageError(
+                f"The grid has jobs that differ in {', '.join(differing)} alone, which changes nothing that "
+                "is trained: they are one job. Sweep once for each value, with a sweep_folder=… of its own, "
+                "or measure finished runs again: unseen measure."
+            )
+    return list(found.values())
+
+
+def _at(frozen: Frozen, key: str) -> Any:
+    return OmegaConf.select(frozen.config, key)
 
 
 def planned(

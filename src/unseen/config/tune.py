@@ -234,7 +234,8 @@ def _check_learns(first: Frozen, space: Space) -> None:
 
 def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:
     """What is tuned, for people and exactly: equal names, one study."""
-    about = [first.job.key, repr(sorted(sought.space.items())), plain(settings.objectives)]
+    measured = plain(first.config.metrics)
+    about = [first.job.key, repr(sorted(sought.space.items())), plain(settings.objectives), measured]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     readable, _, _ = first.job.folder.name.rpartition("_")
     return f"{readable}_{digest}"
@@ -271,15 +272,18 @@ def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
         overrides: as typed; the protocol is left to whoever trains.
         trials: that chose them.
     """
-    groups, content = [], OmegaConf.create({"tuning_trials": trials})
+    groups: list[Any] = []
+    content = OmegaConf.create({"tuning_trials": trials})
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for word in overrides:
             override = parse(word, "search")
             key = override.key_or_group
-            if key.partition(".")[0] in ("protocol", "experiment"):
+            if key.partition(".")[0] == "protocol":
                 continue
-            if loader.get_group_options(key):
+            if key == "experiment":  # beside this one, and before what was typed
+                groups.insert(0, override.value())
+            elif loader.get_group_options(key):
                 groups.append({f"override /{key}": override.value()})
             else:
                 OmegaConf.update(content, key, override.value(), force_add=True)

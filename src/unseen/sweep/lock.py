@@ -180,10 +180,12 @@ def _claim(path: Path, token: str, expires: float) -> None:
         return
     except FileExistsError:
         pass
-    try:
-        lease, age = _read(path, path.parent)
-    except (FileNotFoundError, ValueError):  # it is let go, or written, at this moment
-        lease, age = {"holder": "another process", "token": ""}, 0.0
+    lease, age = {"holder": "another process", "token": "unfinished"}, 0.0
+    with suppress(FileNotFoundError):  # it is let go at this moment
+        try:
+            lease, age = _read(path, path.parent)
+        except ValueError:  # it is written at this moment, or was not finished: then it expires, too
+            age = _age(path, path.parent)
     if age < expires:
         raise BusyError(f"{path.parent}: {lease['holder']} is at it.")
     tombstone = path.with_name(f"lease.{lease['token']}")
@@ -191,8 +193,8 @@ def _claim(path: Path, token: str, expires: float) -> None:
     try:
         _create(tombstone, content)
     except FileExistsError:
-        with suppress(FileNotFoundError, ValueError):
-            if _read(tombstone, path.parent)[1] > expires:  # who made it died: the next try succeeds
+        with suppress(FileNotFoundError):
+            if _age(tombstone, path.parent) > expires:  # who made it died: the next try succeeds
                 tombstone.unlink()
         raise busy from None
     try:
@@ -208,7 +210,12 @@ def _claim(path: Path, token: str, expires: float) -> None:
 
 def _create(path: Path, content: str) -> None:
     with path.open("x", encoding="utf-8") as file:
-        file.write(content)
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _read(path: Path, folder: Path) -> tuple[dict[str, str], float]:
@@ -220,11 +227,22 @@ def _read(path: Path, folder: Path) -> tuple[dict[str, str], float]:
     """
     # Opened, not only looked up: network file systems remember attributes for a while.
     with path.open("r", encoding="utf-8") as file:
-        content, touched = json.loads(file.read()), os.fstat(file.fileno()).st_mtime
+        content = json.loads(file.read())
+    return content, _age(path, folder)
+
+
+def _age(path: Path, folder: Path) -> float:
+    """Seconds since a file was touched, by the file server's clock.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with path.open("rb") as file:
+        touched = os.fstat(file.fileno()).st_mtime
     with tempfile.TemporaryFile(dir=folder) as clock:
         clock.write(b".")
         clock.flush()
-        return content, os.fstat(clock.fileno()).st_mtime - touched
+        return os.fstat(clock.fileno()).st_mtime - touched
 
 
 def _keep(path: Path, token: str, every: float, ended: threading.Event) -> None:

@@ -198,7 +198,8 @@ class Study:
             status = _finished(job, self.lock, environment, watch)
         except _PrunedError:
             self._tell(trial, f"pruned after epoch {watch.epoch + 1}", state=TrialState.PRUNED)
-            _forget_weights(job)
+            if holder(job.folder) is None:  # else it waited for a trial that is the same job, and goes on
+                _forget_weights(job)
             return
         if status is None or was_stopped():
             return  # it goes on with the next start
@@ -318,6 +319,7 @@ def _finished(job: Job, lock: str, environment: Mapping[str, str], look: Callabl
             time.sleep(PAUSE)
         if job.outcome == State.DONE:
             return 0
+        time.sleep(PAUSE)
 
 
 def _forget_weights(job: Job) -> None:
