@@ -390,3 +390,12 @@ def test_methods_without_an_effect_are_seldom_called_better_or_worse(grid_of):
         overall = compare(grid_of(values), metrics=["map_at_r"], margin=0).overall
         wrong += any(one.verdict in (Verdict.BETTER, Verdict.WORSE) for one in overall)
     assert wrong / simulations <= 0.05 + 3 * (0.05 * 0.95 / simulations) ** 0.5
+
+
+def test_a_run_that_was_refused_before_its_split_was_known_is_missing_where_it_would_have_been(
+    record, runs_of
+):
+    finished = [record(method, seed) for method in ("baseline", "gdfl") for seed in range(3)]
+    refused = record("gdfl", 2, split="", metrics={}, status="failed", error="ValueError: no")
+    found = compare(runs_of(*finished[:-1], refused))
+    assert [(one.cell, one.method, one.seed) for one in found.missing] == [("cub · triplet", "gdfl", 2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,13 +123,14 @@ def make_grid(runs: Runs, compare: str, reference: str, factors: Sequence[str]) 
     Raises:
         ValueError: two runs of one place have different settings.
     """
-    names = _cell_names([*runs.finished, *runs.unfinished], factors)
+    place = _placing(runs, factors)
+    names = _cell_names(map(place, (*runs.finished, *runs.unfinished)))
     found: dict[str, dict[str, dict[int, list[Run]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     cells: dict[str, Cell] = {}
     for run in runs.finished:
-        name = names[_place(run, factors)]
+        name = names[place(run)]
         cells.setdefault(name, Cell(name, {key: run.value(key) for key in factors}, run.split))
         found[name][run.value(compare)][run.seed].append(run)
     duplicates: list[Duplicate] = []
@@ -180,10 +181,9 @@ def missing_runs(
         split: of the record's metrics.
         metrics: that are compared.
     """
-    names = _cell_names([*runs.finished, *runs.unfinished], factors)
-    stopped = {
-        (names[_place(run, factors)], run.value(grid.compare), run.seed): run for run in runs.unfinished
-    }
+    place = _placing(runs, factors)
+    names = _cell_names(map(place, (*runs.finished, *runs.unfinished)))
+    stopped = {(names[place(run)], run.value(grid.compare), run.seed): run for run in runs.unfinished}
     refused = {
         (cell.name, method)
         for cell in grid.cells
@@ -213,13 +213,24 @@ def missing_runs(
     return found
 
 
-def _place(run: Run, factors: Sequence[str]) -> tuple[str, ...]:
-    return (*(run.value(key) for key in factors), run.split)
+def _placing(runs: Runs, factors: Sequence[str]) -> Callable[[Run], tuple[str, ...]]:
+    """Run → its factors and split. One that was refused before its images were split was to have the split
+    of the finished runs with its factors, where they have one."""
+    splits: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for run in runs.finished:
+        splits[tuple(map(run.value, factors))].add(run.split)
+
+    def place(run: Run) -> tuple[str, ...]:
+        values = tuple(map(run.value, factors))
+        known = splits.get(values, set())
+        return (*values, next(iter(known)) if not run.split and len(known) == 1 else run.split)
+
+    return place
 
 
-def _cell_names(runs: Iterable[Run], factors: Sequence[str]) -> dict[tuple[str, ...], str]:
+def _cell_names(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Factors and split → name, which tells the split where the same factors have several."""
-    places = {_place(run, factors) for run in runs}
+    places = set(places)
     several: dict[tuple[str, ...], int] = defaultdict(int)
     for *values, _ in places:
         several[tuple(values)] += 1
