@@ -156,6 +156,12 @@ def test_no_images_are_refused(tmp_path):
         list_images(tmp_path / "a.txt")
 
 
+def test_a_folder_of_images_and_of_tar_files_is_refused(photos):
+    (photos / "backup.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"images in it, and tar files \(backup\.tar\)"):
+        list_images(photos)
+
+
 def test_memory_that_runs_out_says_nothing_of_an_image_in_a_tar_file(photos, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "one.tar", "w") as archive:
         archive.add(photos / "owl" / "1.png", "1.png")

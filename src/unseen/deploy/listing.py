@@ -124,6 +124,11 @@ def located(place: str) -> tuple[Path, str]:
 def _read(path: Path) -> Listing:
     if path.is_dir():
         archives = sorted(path.glob("*.tar"))
+        if archives and find_images(path, path):
+            raise ValueError(
+                f"images={path}: there are images in it, and tar files ({archives[0].name}). Name one of "
+                "them, or a folder of one kind."
+            )
         return _of_archives(archives) if archives else _of_folder(path)
     if path.suffix == ".tar":
         return _of_archives([path])

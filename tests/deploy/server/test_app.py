@@ -265,6 +265,7 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence(client, an_image, address
         "/page.js/../../app.py",
         "/index.html",
         "/image/99999999999999999999999999",
+        "/image/" + "9" * 5000,
     ],
 )
 def test_no_path_reaches_the_file_system(client, path):

@@ -152,7 +152,7 @@ class _Server:
             *pages,
             Route("/about", self.about),
             Route("/examples", self.examples),
-            Route("/image/{id:int}", self.image),
+            Route("/image/{id}", self.image),
             Route("/openapi.json", self.describe),
             Route("/embed", self.embed, methods=["POST"]),
             Route("/search", self.search, methods=["POST"]),
@@ -181,7 +181,10 @@ class _Server:
         return JSONResponse({"images": await anyio.to_thread.run_sync(chosen)})
 
     async def image(self, request: Request) -> Response:
-        read = self._stored(self._side(request), request.path_params["id"])
+        id = _whole(request.path_params["id"])
+        if id < 0:
+            raise Refused(404, "An image has a number.")
+        read = self._stored(self._side(request), id)
         content = await anyio.to_thread.run_sync(_thumbnail, read, limiter=self.decoders)
         return Response(content, media_type="image/jpeg")
 
@@ -287,13 +290,16 @@ def _about(side: Side) -> dict[str, Any]:
 
 
 def _number(request: Request, name: str, default: int, low: int = 0, high: int | None = None) -> int:
-    given = request.query_params.get(name, str(default))
-    # Eighteen digits are what an id of 64 bits holds for sure.
-    number = int(given) if given.isascii() and given.isdecimal() and len(given) <= 18 else -1
+    number = _whole(request.query_params.get(name, str(default)))
     if number < low or (high is not None and number > high):
         wanted = f"{low} or more" if high is None else f"{low} to {high}" if high > low else f"{low}"
         raise Refused(422, f"'{name}' is no number that is taken: wanted {wanted}.")
     return number
+
+
+def _whole(given: str) -> int:
+    """The number that a text is, or −1: eighteen digits are what an id of 64 bits holds for sure."""
+    return int(given) if given.isascii() and given.isdecimal() and len(given) <= 18 else -1
 
 
 def _label(request: Request, side: Side) -> str | None:
