@@ -122,10 +122,12 @@ def trained(learner: MetricLearner, rank: int, world: int) -> dict[str, Any]:
     torch.manual_seed(5)
     logged: list[dict[str, float]] = []
     learner.log = lambda name, value, **_: logged[-1].update({name: float(torch.as_tensor(value).detach())})
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_results={}))
+    progress = SimpleNamespace(current=SimpleNamespace(ready=1))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_results={}, batch_progress=progress))
     trainer = SimpleNamespace(
-        fit_loop=loop, estimated_stepping_batches=STEPS, current_epoch=3, world_size=world
-    )
+        fit_loop=loop, estimated_stepping_batches=STEPS, current_epoch=3, world_size=world,
+        accumulate_grad_batches=1,
+    )  # fmt: skip
     # A trainer of Lightning's would start processes of its own.
     learner._trainer = trainer
     learner.train()

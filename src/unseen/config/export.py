@@ -258,7 +258,7 @@ def weights_of(run: Path, record: RunRecord) -> dict[str, torch.Tensor]:
         raise ValueError(f"run={run}: there is no checkpoint in it ({path.name}). Train again.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state, epochs = checkpoint["state_dict"], int(checkpoint["epoch"]) + 1
+        state, epochs = checkpoint["state_dict"], int(checkpoint.get("epoch", -1)) + 1
     except Exception as error:  # unpickling raises whatever the bytes suggest
         raise ValueError(
             f"run={run}: {path.name} is not a checkpoint of a run, or one that was cut short. Train again."

@@ -89,7 +89,7 @@ def made_anew(loss: MakeLoss, size: int, regularizer: str) -> nn.Module:
         ValueError: the loss is an object with parameters or a memory, which can be of one size only.
     """
     made = loss(size)
-    if _tensors(made) & _tensors(loss(size)):
+    if _with_state(made) & _with_state(loss(size)):
         raise ValueError(
             f"regularizer={regularizer} makes the loss anew for embeddings of another size, but the loss is "
             f"an object ({type(made).__name__}) with parameters or a memory. Give the loss by its name."
@@ -97,6 +97,8 @@ def made_anew(loss: MakeLoss, size: int, regularizer: str) -> nn.Module:
     return made
 
 
-def _tensors(loss: nn.Module) -> set[int]:
-    """Which tensors are its state: two losses that share one are, in that part, the same object."""
-    return {id(tensor) for tensor in loss.state_dict(keep_vars=True).values()}
+def _with_state(loss: nn.Module) -> set[int]:
+    """The loss, or those of several that a sum is made of, as far as they have parameters or a memory."""
+    parts = getattr(loss, "parts", None)
+    each = parts.values() if isinstance(parts, nn.ModuleDict) else [loss]
+    return {id(one) for one in each if one.state_dict()}
