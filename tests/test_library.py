@@ -109,6 +109,8 @@ def test_those_of_several_losses_that_compare_pairs_take_the_miner_and_the_memor
 def test_several_losses_embed_as_one_of_them_asks(images, tmp_path):
     run = fitted(images, tmp_path, loss={"contrastive": 1.0, "n_pair": 0.1})
     assert not run.model.normalize, "n_pair wants embeddings of free length"
+    assert run.record.config["embedding"]["readout"] == "features"
+    assert run.model.readout is not None, "what is deployed is no loss's choice"
     assert not run.record.config["embedding"]["normalize"]
 
 

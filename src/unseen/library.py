@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -322,9 +323,9 @@ def _part(name: str, general: Sequence[str]) -> DictConfig:
 def _embed_as_asked(config: DictConfig, parts: Mapping[str, DictConfig]) -> None:
     """As one of several losses may ask for embeddings of free length, or for a layer norm."""
     usual = dict(config.embedding)
-    for part in parts.values():
-        asked = {key: value for key, value in part.embedding.items() if value != usual[key]}
-        config.embedding.update(asked)
+    for part, key in product(parts.values(), ("normalize", "layer_norm")):
+        if part.embedding[key] != usual[key]:
+            config.embedding[key] = part.embedding[key]
 
 
 def _loss(loss: Any, parts: Mapping[str, DictConfig], config: DictConfig) -> Callable[..., nn.Module] | None:
