@@ -241,6 +241,11 @@ def fit(
     _embed_as_asked(config, parts)
     if model.overrides is not None:
         _check_network(config, _last_of_each(typed[: len(typed) - len(overrides)]), overrides)
+        if config.embedding.readout == "features" and model.readout is None:
+            raise ValueError(
+                "embedding.readout=features: this network has no readout. Make it anew by unseen.embedder(…) "
+                "or keep what it deploys: overrides=['embedding.readout=projection']."
+            )
         # A loss may ask for embeddings of free length, or for a layer norm.
         model.normalize, model.layer_norm = config.embedding.normalize, config.embedding.layer_norm
         if config.backbone.frozen:
@@ -248,11 +253,6 @@ def fit(
         # Data for networks that start from nothing deploy what the loss sees.
         if config.embedding.readout == "projection":
             model.readout = None
-        elif model.readout is None:
-            raise ValueError(
-                "embedding.readout=features: this network has no readout. Make it anew by unseen.embedder(…) "
-                "or keep what it deploys: overrides=['embedding.readout=projection']."
-            )
     made_loss = _loss(loss, parts, config)
     _name_objects(config, {"loss": loss, "adversary": adversary, "regularizer": regularizer})
     given = Given(

@@ -126,14 +126,17 @@ def _rewrite(
         there: place → row of the listing.
         known: place → what the gallery knows of the file.
     """
-    said = {place: {name: values[row] for name, values in columns.items()} for place, row in there.items()}
-    places = [place for place in said if said[place].items() - gallery.row(known[place].id).items()]
-    if not places:
+    rows = np.searchsorted(gallery.ids, [known[place].id for place in there])
+    changed = np.zeros(len(there), dtype=bool)
+    for name, values in columns.items():
+        said = np.array([values[row] for row in there.values()], dtype=np.object_)
+        changed |= gallery.column(name)[rows] != said if name in gallery.columns else True
+    if not changed.any():
         return
-    ids = [known[place].id for place in places]
-    texts = {name: [said[place][name] for place in places] for name in columns}
+    places = [place for place, differs in zip(there, changed, strict=True) if differs]
+    texts = {name: [values[there[place]] for place in places] for name, values in columns.items()}
     texts |= {PATH: places, MODIFIED: [known[place].modified for place in places]}
-    gallery.append(gallery.embeddings[np.searchsorted(gallery.ids, ids)], texts, ids)
+    gallery.append(gallery.embeddings[rows[changed]], texts, [known[place].id for place in places])
 
 
 def _pieces(parts: Iterator[Part], progress: Progress) -> Iterator[Part]:

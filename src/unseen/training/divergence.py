@@ -31,14 +31,14 @@ class StopsAtNaN(Callback):
     def __init__(self) -> None:
         # Of the batches since the last step.
         self._losses: list[Tensor] = []
-        self._ids: list[int] = []
+        self._ids: list[Tensor] = []
         self._batch = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Remember which images these are."""
-        self._ids += batch.ids.tolist()
+        self._ids.append(batch.ids)
         self._batch = batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -61,7 +61,8 @@ class StopsAtNaN(Callback):
         self._losses, self._ids = [], []
 
     def _words(self, trainer: Trainer, loss: float, length: float) -> str:
-        images = ", ".join(map(str, self._ids[:SHOWN])) + (", …" if len(self._ids) > SHOWN else "")
+        ids = torch.cat(self._ids).tolist()
+        images = ", ".join(map(str, ids[:SHOWN])) + (", …" if len(ids) > SHOWN else "")
         good = last_finite(trainer)
         go_on = "no checkpoint was written before" if good is None else f"the last good checkpoint is {good}"
         return (

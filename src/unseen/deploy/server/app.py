@@ -181,10 +181,7 @@ class _Server:
         return JSONResponse({"images": await anyio.to_thread.run_sync(chosen)})
 
     async def image(self, request: Request) -> Response:
-        id = _whole(request.path_params["id"])
-        if id < 0:
-            raise Refused(404, "An image has a number.")
-        read = self._stored(self._side(request), id)
+        read = self._stored(self._side(request), _whole(request.path_params["id"]))
         content = await anyio.to_thread.run_sync(_thumbnail, read, limiter=self.decoders)
         return Response(content, media_type="image/jpeg")
 
