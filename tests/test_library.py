@@ -222,6 +222,32 @@ def test_names_are_refused_as_on_the_command_line(images):
         unseen.dataset(pixels, labels=labels[:-1])
 
 
+def test_what_is_given_beside_a_named_data_set_is_refused():
+    with pytest.raises(ValueError, match="unseen_classes was given beside the data set 'glyphs'"):
+        unseen.dataset("glyphs", unseen_classes=0.3)
+
+
+def test_arguments_of_the_wrong_kind_are_refused_in_words(images, tmp_path):
+    model = small_model()
+    data = unseen.dataset(images[0], labels=images[1])
+    for arguments, error, message in (
+        ((data, model), TypeError, "model is a Dataset. Wanted what unseen.embedder"),
+        ((model, np.zeros((4, 8, 8, 3))), TypeError, "data is a ndarray. Wanted what unseen.dataset"),
+    ):
+        with pytest.raises(error, match=message):
+            unseen.fit(*arguments, folder=tmp_path / "run")
+    with pytest.raises(TypeError, match="loss is 3"):
+        unseen.fit(model, data, loss=3, folder=tmp_path / "run")
+    with pytest.raises(TypeError, match=r"a module such as ContrastiveLoss\(…\)"):
+        unseen.fit(model, data, loss=ContrastiveLoss, folder=tmp_path / "run")
+    with pytest.raises(UsageError, match="wanted a list of texts"):
+        unseen.fit(model, data, overrides="seed=3", folder=tmp_path / "run")
+    with pytest.raises(TypeError, match="backbone is a int"):
+        unseen.embedder(3)
+    with pytest.raises(ValueError, match="There are no images"):
+        unseen.dataset(np.zeros((0, 8, 8, 3), np.uint8), labels=[])
+
+
 def test_composing_leaves_nothing_behind():
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from unseen.config.build import Given, build, build_embedder
-from unseen.config.command_line import building, config_folder, load_config
+from unseen.config.command_line import building, config_folder, load_config, several
 from unseen.config.export import facts_of, parts_of, thresholds_of
 from unseen.config.folder import check_folder, held
 from unseen.config.groups import choices
@@ -134,9 +134,15 @@ def dataset(
         ValueError: labels, names or classes do not fit the images.
         TypeError: the source is of no known kind.
     """
-    if isinstance(source, str) and source in _choices("data"):
-        return Dataset((f"data={source}",))
     given = {"labels": labels, "unseen_classes": unseen_classes, "class_names": class_names}
+    if isinstance(source, str) and source in _choices("data"):
+        surplus = [name for name, value in given.items() if value is not None]
+        if surplus:
+            raise ValueError(
+                f"{surplus[0]} was given beside the data set '{source}', which has its own. Leave it out, or "
+                "choose others by its keys: unseen.fit(…, overrides=['data.<key>=…'])."
+            )
+        return Dataset((f"data={source}",))
     return Dataset(("data=collection",), collect(source, **given))
 
 
@@ -161,8 +167,11 @@ def embedder(
 
     Raises:
         ValueError: a part refuses what it was given.
+        TypeError: the backbone is neither a name nor a `Backbone`.
         unseen.config.values.UsageError: an override names what does not exist.
     """
+    if not isinstance(backbone, str | Backbone):
+        raise TypeError(f"backbone is a {type(backbone).__name__}. Wanted a name, or a Backbone.")
     known = backbone in _choices("backbone")
     chosen = {
         "backbone" if known else "backbone.model": _name(backbone),
@@ -171,7 +180,7 @@ def embedder(
         "embedding.size": size,
         "data.image_size": image_size,
     }
-    typed = ["data=collection", "ablation=custom", *_typed(chosen), *overrides]
+    typed = ["data=collection", "ablation=custom", *_typed(chosen), *several(overrides)]
     config = load_config(typed)
     with building():
         made = build_embedder(
@@ -221,9 +230,11 @@ def fit(
 
     Raises:
         ValueError: parts do not fit each other or the data.
+        TypeError: a part is of no kind that is known.
         unseen.config.values.UsageError: a name or an override does not exist, or the folder belongs to
             another run, is in use, or cannot be written.
     """
+    _check_kinds(model, data)
     typed = ["ablation=custom", *data.overrides, *(model.overrides or ())]
     chosen = {
         "data.image_size": model.backbone.image_size,
@@ -234,7 +245,7 @@ def fit(
         "seed": seed,
         "logger": _name(logger),
     }
-    typed += [*_typed(chosen), *overrides]
+    typed += [*_typed(chosen), *several(overrides)]
     place = Path(folder or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}").resolve()
     config = load_config(_last_of_each(typed), run_folder=str(place))
     parts = _parts(loss, typed)
@@ -333,12 +344,29 @@ def _loss(loss: Any, parts: Mapping[str, DictConfig], config: DictConfig) -> Cal
         return None
     if isinstance(loss, nn.Module):
         return _always(loss)
+    if not isinstance(loss, Mapping):
+        raise TypeError(
+            f"loss is {loss!r}. Wanted the name of one, a module such as {_example(loss)}, or a mapping of "
+            "several."
+        )
     weights = {name: float(part[0] if isinstance(part, tuple) else part) for name, part in loss.items()}
     made = {
         name: _always(part[1]) if isinstance(part, tuple) else instantiate(parts[name].loss)
         for name, part in loss.items()
     }
     return functools.partial(weighted_sum, made, weights, config.loss.learned_within)
+
+
+def _example(loss: Any) -> str:
+    return f"{loss.__name__}(…)" if isinstance(loss, type) else "one of pytorch-metric-learning"
+
+
+def _check_kinds(model: Any, data: Any) -> None:
+    """Refuse what is easily mistaken for a network, or for data."""
+    if not isinstance(model, Embedder):
+        raise TypeError(f"model is a {type(model).__name__}. Wanted what unseen.embedder(…) makes.")
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data is a {type(data).__name__}. Wanted what unseen.dataset(…) makes.")
 
 
 def _always(loss: nn.Module) -> Callable[..., nn.Module]:

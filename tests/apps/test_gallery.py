@@ -40,7 +40,7 @@ def test_images_are_embedded_indexed_and_found(unseen, bundle, coloured_tree, tm
     status, output = unseen("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=gallery")
     assert "0 images embedded into gallery, 64 were there already." in output
     status, output = unseen("embed", f"bundle={bundle}", "images=more", "gallery=gallery")
-    assert (status, "1 could not be read: gallery/unreadable.csv" in output) == (0, True), output
+    assert (status, "1 could not be read: gallery/unreadable.csv" in output) == (1, True), output
 
     query = coloured_tree / "class 3" / "0.png"
     words = ("search", f"bundle={bundle}", "gallery=gallery", "k=3")
@@ -73,8 +73,14 @@ def test_images_are_embedded_indexed_and_found(unseen, bundle, coloured_tree, tm
     assert "62 images indexed: finds" in output
     status, output = unseen(*words, f"query='{query}'")
     assert (status, "1.0000" in output) == (0, True)
+    status, output = unseen("index", "gallery=gallery", "remove=[2]")
+    assert (status, "61 are left." in output) == (0, True)
+    assert (tmp_path / "gallery" / "index").is_dir()
     status, output = unseen("index", "gallery=gallery")
-    assert (status, "62 images, searched exactly." in output) == (0, True)
+    assert (status, "Nothing to do." in output) == (2, True)
+    status, output = unseen("index", "gallery=gallery", "index=exact")
+    assert (status, "61 images, searched exactly." in output) == (0, True)
+    assert not (tmp_path / "gallery" / "index").exists()
 
 
 def test_what_cannot_work_is_refused_in_words(unseen, bundle, coloured_tree, tmp_path):
@@ -87,9 +93,16 @@ def test_what_cannot_work_is_refused_in_words(unseen, bundle, coloured_tree, tmp
         ),
         (("search", f"bundle={bundle}", "gallery=nowhere", "query=a.png"), "Make one: unseen embed"),
         (("index", "gallery=nowhere", "index=hsnw"), "did you mean 'hnsw'?"),
+        (("search", f"bundle={bundle}", "gallery=nowhere"), "query has no value. Give it one: query=<value>"),
+        (("check", "data=folder"), "data.root has no value. Give it one: data.root=<value>"),
+        (
+            ("embed", f"bundle={bundle}", f"images={coloured_tree}", "gallery=new", "device=gpu0"),
+            "there is no such device",
+        ),
     ):
         status, output = unseen(*words)
         assert (status, message in output, "Traceback" in output) == (2, True, False), output
+    assert not (tmp_path / "new").exists()
 
 
 def test_killed_it_goes_on(start, unseen, bundle, tmp_path):

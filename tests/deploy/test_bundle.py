@@ -53,6 +53,22 @@ def test_it_embeds_as_the_run_does_from_paths_pillow_arrays_and_folders(finished
     assert model.size == wanted.shape[1]
 
 
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 3), np.uint8), torch.zeros((3, 8, 8)), Image.new("RGB", (8, 8))]
+)
+def test_one_image_is_not_taken_for_several(bundle, image):
+    model = unseen.load(bundle)
+    with pytest.raises(ValueError, match=r"one image, and several are wanted: \[image\]"):
+        model.embed(image)
+    assert model.embed([image]).shape == (1, model.size)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5])
+def test_batches_of_no_images_are_refused(bundle, size):
+    with pytest.raises(ValueError, match="wanted a whole number from 1 upwards"):
+        unseen.load(bundle).embed([np.zeros((8, 8, 3), np.uint8)], batch_size=size)
+
+
 def test_it_says_what_it_is_worth(finished, bundle):
     model = unseen.load(bundle)
     assert model.facts["metrics"]["unseen"] == finished.record.metrics["unseen"]

@@ -231,3 +231,22 @@ def test_links_to_folders_are_followed_as_in_training(photos, tmp_path):
     assert listing.columns["label"] == ["bee"] * 4 + ["fly"] * 4
     found = read(root, split="order", train_fraction=0.5, seed=0, listed="test")
     assert [str(found.absolute(row)) for row in range(len(found))] == listing.places
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5])
+def test_batches_of_no_images_are_refused(colours, photos, tmp_path, size):
+    with pytest.raises(ValueError, match="wanted a whole number from 1 upwards"):
+        embed_images(
+            colours(), list_images(photos), tmp_path / "gallery", batch_size=size, progress=lambda count: None
+        )
+
+
+def test_a_manifest_is_read_from_any_folder(colours, photos, tmp_path, monkeypatch):
+    (photos / "owl" / "broken.png").unlink()
+    monkeypatch.chdir(photos.parent)
+    options = {"split": "order", "train_fraction": 0.5, "seed": 0, "listed": "test"}
+    read(photos.name, **options).save(tmp_path / "manifest.csv")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome, _ = embed(colours(), tmp_path / "manifest.csv", tmp_path / "gallery")
+    assert (outcome.embedded, outcome.unreadable) == (12, {})

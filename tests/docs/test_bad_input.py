@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import shlex
+import shutil
 import struct
 import zipfile
 import zlib
@@ -33,10 +34,15 @@ from unseen.config.frozen import check_frozen
 from unseen.data.acquire import archive
 from unseen.data.acquire.download import RemoteFile
 from unseen.data.images import read_image
+from unseen.data.manifest import Manifest
 from unseen.data.maps import kept_maps
 from unseen.data.module import listed_paths
-from unseen.data.sources import folder, manifest_file, table
+from unseen.data.sources import folder, glyphs, manifest_file, table
+from unseen.data.split import fixed
 from unseen.deploy.gallery import Gallery
+from unseen.deploy.listing import list_images
+from unseen.deploy.model import as_device
+from unseen.deploy.results import check_table
 from unseen.losses.adapter import MetricLoss, pair_loss
 from unseen.nn.weights import load_weights
 from unseen.sweep.lock import locked
@@ -271,6 +277,28 @@ def one_class(root: Path) -> None:
     pair_loss(Unreduced(), None, None, 0.0, num_classes=1, embedding_size=2)
 
 
+def one_image_each(root: Path) -> None:
+    for name in ("a/0.png", "b/0.png", "c/0.png", "d/0.png"):
+        picture(root / name)
+    manifest = folder.read(root, split="order", train_fraction=0.5, seed=0, listed="test")
+    fixed(manifest, seed=0, held_out_fraction=0).check_answerable(test=True)
+
+
+def owls_as_letters(root: Path) -> None:
+    picture(root / "owls" / "0.png")
+    load = {"train_scripts": ["Latin"], "test_scripts": ["Greek"], "images_per_face": 1}
+    glyphs.read(root, size=48, jitter=1.0, seed=0, **load)
+
+
+def images_that_are_gone(root: Path) -> None:
+    picture(root / "gone" / "a.png")
+    labels = np.array([0])
+    manifest = Manifest(root / "gone", ("a.png",), labels, ("a",), np.array(["test"]))
+    manifest.save(root / "manifest.csv")
+    shutil.rmtree(root / "gone")
+    list_images(root / "manifest.csv")
+
+
 CASES: dict[str, Case] = {
     "a password in the settings of a sweep": lambda root: Freezer().freeze(
         ["+check.at=http://me:pw@host"], root
@@ -281,6 +309,7 @@ CASES: dict[str, Case] = {
     "a file in Latin-1": own_group("# für\n".encode("latin-1")),
     "a folder that is not there": lambda root: check_overrides("train", [], str(root / "nowhere")),
     "a loss from a package that is not trusted": own_group(b"function: {_target_: os.system}"),
+    "a number that a key cannot take": own_group(b"# @package _global_\nseed: 1.5"),
     "a handler of logging that starts a program": own_group(
         b"# @package _global_\nhydra: {job_logging: {handlers: {file: {class: subprocess.Popen}}}}"
     ),
@@ -293,12 +322,16 @@ CASES: dict[str, Case] = {
     "a tree that is divided already": a_tree("train/a/0.png", "test/b/0.png"),
     "a list of classes that is not there": a_tree("a/0.png", "b/0.png", split="unseen.txt"),
     "a folder name in another encoding": a_tree("b/0.png", "a\udce9/0.png"),
+    "test classes of one image each": one_image_each,
+    "your images as the root of the letters that are drawn": owls_as_letters,
     "no such table": lambda root: table.read(
         root / "none.csv", root=None, split=None, train_fraction=0.5, seed=0, listed="test"
     ),
     "an empty table": a_table(""),
     "a header alone": a_table("path,label\n"),
     "no column of paths": a_table("file,label\na.png,x\n"),
+    "a table with semicolons": a_table("path;label\na.png;x\n"),
+    "a column that stands twice": a_table("path,label,label\na.png,x,x\n"),
     "a misspelt column": a_table("path,label,rolle\na.png,x,train\n"),
     "a row without a label": a_table("path,label\na.png,\n"),
     "a row with more fields": a_table("path,label\na.png,x,1\n"),
@@ -357,6 +390,10 @@ CASES: dict[str, Case] = {
     "a record that is none": broken_record,
     "a loss that gives no scalar": loss_without_a_mean,
     "one training class": one_class,
+    "a device that this machine lacks": lambda root: as_device("cuda:99"),
+    "a device that there is not": lambda root: as_device("gpu0"),
+    "a manifest whose images are gone": images_that_are_gone,
+    "a table of another kind": lambda root: check_table(Path("found.xlsx")),
 }
 
 

@@ -242,6 +242,16 @@ def test_labels_beyond_two_to_the_24_do_not_merge():
         evaluate(torch.eye(4), torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
+def test_labels_that_are_names_and_ranks_below_one_are_refused():
+    with pytest.raises(ValueError, match=r"Number them: numpy.unique\(labels, return_inverse=True\)"):
+        evaluate(torch.eye(4), ["a", "a", "b", "b"])
+    for ranks in ((0,), (1.5,), 3):
+        with pytest.raises(
+            ValueError, match=r"recall_at=.* wanted a sequence of whole numbers from 1 upwards"
+        ):
+            evaluate(torch.eye(4), [0, 0, 1, 1], recall_at=ranks)
+
+
 def test_queries_without_relevant_items_are_skipped_or_counted_as_misses():
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     skipped = evaluate(vectors, [0, 0, 5], recall_at=(1,))

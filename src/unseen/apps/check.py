@@ -14,6 +14,8 @@ def main(config: DictConfig) -> None:
     """Write the report and the quarantine list; leave with status 1 if the data must not be trained on."""
     if "data" not in config:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
+    if Path(config.output).is_file():
+        raise UsageError(f"output={config.output}: that is a file. Name a folder.")
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from rich.console import Console
     from rich.markdown import Markdown

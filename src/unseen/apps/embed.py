@@ -36,6 +36,8 @@ def main(config: DictConfig) -> None:
     print(f"{outcome.embedded} images embedded into {config.gallery}{known}.")
     if outcome.unreadable:
         print(f"{len(outcome.unreadable)} could not be read: {config.gallery}/{UNREADABLE}")
+        if not outcome.embedded and not outcome.known:
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from unseen.config.command_line import building, command
+from unseen.config.values import UsageError
 
 
 @command("index")
 def main(config: DictConfig) -> None:
     """Build the index, and say what it is worth against exact search."""
+    if "index" not in config and not config.remove:
+        raise UsageError(
+            "Nothing to do. Give index=<kind> (unseen index --help index), or remove=[<id or path>]."
+        )
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from unseen.deploy.gallery import Gallery
     from unseen.deploy.index.indexed import build_index, remove_index
@@ -19,6 +24,8 @@ def main(config: DictConfig) -> None:
         if config.remove:
             gallery.remove(gallery.ids_of(list(config.remove)))
             print(f"{len(config.remove)} images taken out; {len(gallery)} are left.")
+        if "index" not in config:
+            return
         if config.index is None:
             remove_index(gallery)
             print(f"{len(gallery)} images, searched exactly.")

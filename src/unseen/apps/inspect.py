@@ -18,8 +18,6 @@ def main(config: DictConfig) -> None:
         raise UsageError(
             "Give bundle=<folder>, by which the similarity of copies is measured, or duplicate=<similarity>."
         )
-    if config.tables not in ("csv", "parquet"):
-        raise UsageError(f"tables={config.tables}: wanted csv or parquet.")
     # Here, because `--help` and a typing error need not wait for seconds of imports.
     from pathlib import Path
 

@@ -22,9 +22,11 @@ def main(config: DictConfig) -> None:
     from unseen.deploy.index.indexed import searchable
     from unseen.deploy.model import default_device
     from unseen.deploy.queries import embed_queries, rows_of
-    from unseen.deploy.results import show, write
+    from unseen.deploy.results import check_table, show, write
 
     with building():
+        if config.output is not None:
+            check_table(Path(config.output))
         gallery = Gallery.open(str(config.gallery))
         where = texts(config.where)
         gallery.select(where)

@@ -96,6 +96,7 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
             "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
             "Choose protocol=holdout."
         )
+    data.split.check_answerable(settings.test)
     identity = {
         "split": data.split.fingerprint,
         "manifest": data.manifest.content_hash,
@@ -167,7 +168,7 @@ def _resume_from(typed: str | None, folder: Path, identity: dict[str, Any]) -> P
         path = newest_of(folder, identity)
         print(f"Goes on from {path}.", flush=True)
         return path
-    return Path(typed).expanduser()
+    return Path(str(typed)).expanduser()
 
 
 def build_embedder(

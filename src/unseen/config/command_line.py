@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,9 +24,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from unseen.config.groups import check_own, choices, overview, read_groups
+from unseen.config.groups import check_own, choices, chosen_by, overview, read_groups
 from unseen.config.targets import check_logging, check_targets
-from unseen.config.values import UsageError, check_value
+from unseen.config.values import UsageError, check_type, check_value
 from unseen.files import replacing
 from unseen.tracking.redaction import redacted
 
@@ -61,6 +62,7 @@ def command(
         def job(config: DictConfig) -> Any:
             hide_secrets()
             with explained():
+                check_complete(config)
                 return function(config)
 
         run = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)
@@ -175,7 +177,8 @@ def building() -> Iterator[None]:
         key = getattr(error, "full_key", None) or _key_in(str(error))
         if not _is_refusal(cause):
             raise
-        raise UsageError(f"{key}: {cause}" if key else str(cause)) from error
+        names_itself = re.match(r"[a-z_]+(\.[a-z_]+)+=", str(cause))
+        raise UsageError(f"{key}: {cause}" if key and not names_itself else str(cause)) from error
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
 
@@ -217,7 +220,7 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         groups = [override for override in parsed if _is_group(override)]
         for override in groups:
-            _check_choice(override, config_dir)
+            _check_choice(override, config_name, config_dir)
         for chosen in _choices(groups):
             composed = _composed if config_dir else _composed_once
             try:
@@ -226,6 +229,8 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
                 raise UsageError(in_a_line(error)) from error
             content = {key: value for key, value in whole.items() if key != "hydra"}
             _check_trusted(content, whole["hydra"])
+            if config_dir:
+                _check_files(content)
             for override in parsed:
                 if override in groups or _is_hydras(override):
                     continue
@@ -255,6 +260,23 @@ def _check_values(overrides: Sequence[Override]) -> None:
             "trainer.max_epochs=-1: learning rates follow a schedule, so training needs an end. "
             "Give a number of epochs, or +trainer.max_steps=<steps> beside it."
         )
+
+
+def _check_files(content: Mapping[str, Any]) -> None:
+    """What a user's own files give is looked at as what is typed."""
+    for key, value in _leaves(content):
+        if value != "???":
+            check_value(key, value, f"{key}={'null' if value is None else value}")
+
+
+def _leaves(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and what they have that is no mapping."""
+    for name, value in content.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, key)
+        else:
+            yield key, value
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -295,9 +317,12 @@ _composed_once = functools.lru_cache(maxsize=64)(_composed)
 
 def _parse(override: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(override)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         raise unreadable(override, error) from error
+    if not parsed.key_or_group:
+        raise UsageError(f"{override}: there is no key. Wanted key=value or group=choice.")
+    return parsed
 
 
 def unreadable(override: str, error: HydraException) -> UsageError:
@@ -361,17 +386,22 @@ def _plain(override: Override, value: Any) -> str:
     return f"{prefix}{group}={'null' if value is None else value}"
 
 
-def _check_choice(override: Override, config_dir: str | None) -> None:
+def _check_choice(override: Override, config_name: str, config_dir: str | None) -> None:
     if override.type.name == "DEL":
         return
     group = override.key_or_group
     own = choices([Path(config_dir)], group) if config_dir else {}
     known = sorted({*_group_options(group), *own})
+    default = chosen_by(config_folder() / f"{config_name}.yaml").get(group)
     for value in _values(override):
-        if value is None or isinstance(value, list) or str(value) in known:
+        if value is None and (default is None or override.package):
             continue
+        if isinstance(value, list) or str(value) in known:
+            continue
+        shown = "null" if value is None else str(value)
+        likely = "none" if value is None else shown
         raise UsageError(
-            f"{group}={value}: there is no such choice{_suggestion(str(value), known)} "
+            f"{group}={shown}: there is no such choice{_suggestion(likely, known)} "
             f"Choices for '{group}': {', '.join(known)}."
         )
 
@@ -403,7 +433,7 @@ def _check_key(override: Override, content: dict[str, Any], choices: Sequence[st
             given = f" with {', '.join(choices)}" if choices else ""
             raise UsageError(f"{override.input_line}: there is no '{parent}'{given}, so it has no keys.")
         if not isinstance(node, dict):
-            return
+            raise _no_parts(override, parent, node, ".".join(parts[depth:]))
         if part in node:
             node = node[part]
             continue
@@ -418,33 +448,24 @@ def _check_key(override: Override, content: dict[str, Any], choices: Sequence[st
         )
 
 
+def _no_parts(override: Override, parent: str, value: Any, rest: str) -> UsageError:
+    elsewhere = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+    if elsewhere:
+        return UsageError(
+            f"{override.input_line}: '{parent}' is what '{elsewhere[1]}' is, whose keys are set there: "
+            f"{elsewhere[1]}.{rest}=<value>"
+        )
+    return UsageError(f"{override.input_line}: '{parent}' is {value!r}, so it has no keys.")
+
+
 def _check_type(override: Override, content: dict[str, Any]) -> None:
     if override.key_or_group in SEVERAL_TYPES:
         return
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None
-    if isinstance(default, list):
-        for value in _values(override):
-            if not (value is None or isinstance(value, list) or str(value).startswith("${")):
-                raise UsageError(
-                    f"{override.input_line}: '{override.key_or_group}' takes a list, got {value!r}. "
-                    f"Wanted '{override.key_or_group}=[{value}]'."
-                )
-        return
-    if not isinstance(default, bool | int | float):
-        return
-    wanted = bool if isinstance(default, bool) else int | float
     for value in _values(override):
-        if value is None or str(value).startswith("${"):
-            continue
-        number_for_truth = isinstance(value, bool) != isinstance(default, bool)
-        if not isinstance(value, wanted) or number_for_truth:
-            kind = "true or false" if wanted is bool else "a number"
-            raise UsageError(
-                f"{override.input_line}: '{override.key_or_group}' takes {kind} (default {default}), "
-                f"got {value!r}."
-            )
+        check_type(override.key_or_group, value, default, override.input_line or "")
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
@@ -466,6 +487,7 @@ def load_config(
     Raises:
         UsageError: naming the key, the value and the choices.
     """
+    overrides = several(overrides)
     check_overrides(config_name, overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose(
@@ -474,6 +496,17 @@ def load_config(
             return_hydra_config=True,
         )
     return without_hydra(config)
+
+
+def several(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a list, for a single one is easily given as it is.
+
+    Raises:
+        UsageError: it is a text.
+    """
+    if isinstance(overrides, str):
+        raise UsageError(f"overrides={overrides!r}: wanted a list of texts, [{overrides!r}].")
+    return list(overrides)
 
 
 def config_of_run(config_name: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
@@ -495,10 +528,21 @@ def config_of_run(config_name: str, overrides: Sequence[str], config_dir: str | 
         except OmegaConfBaseException as error:
             raise UsageError(f"hydra.run.dir: {in_a_line(error)}") from error
     config = resolved_in(composed, Path(folder))
-    # The shortest is the one that others refer to.
-    if missing := sorted(OmegaConf.missing_keys(config), key=len):
-        raise UsageError(f"{missing[0]} has no value. Give it one: {missing[0]}=<value>")
+    check_complete(config)
     return config
+
+
+def check_complete(config: DictConfig) -> None:
+    """Refuse a config of which a key that must be given was not.
+
+    Raises:
+        UsageError: naming it.
+    """
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    # The shortest is the one that others refer to.
+    if missing := sorted((key for key, value in _leaves(content) if value == "???"), key=len):
+        raise UsageError(f"{missing[0]} has no value. Give it one: {missing[0]}=<value>")
 
 
 @contextmanager

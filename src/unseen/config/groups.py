@@ -44,7 +44,7 @@ def read_groups(folders: Sequence[Path], config_name: str) -> list[Group]:
     """
     described = OmegaConf.to_container(OmegaConf.load(folders[0] / "groups.yaml"))
     assert isinstance(described, dict)
-    defaults = _defaults(folders[0] / f"{config_name}.yaml")
+    defaults = chosen_by(folders[0] / f"{config_name}.yaml")
     own = {path.name for folder in folders[1:] for path in folder.glob("*/")}
     names = [str(name) for name in described if name in defaults]
     names += sorted(own - set(names) - {"hydra"})
@@ -54,7 +54,8 @@ def read_groups(folders: Sequence[Path], config_name: str) -> list[Group]:
     ]
 
 
-def _defaults(config: Path) -> dict[str, str | None]:
+def chosen_by(config: Path) -> dict[str, str | None]:
+    """Group → the choice that a primary config names, which may be none."""
     content = OmegaConf.load(config)
     entries = content.defaults if isinstance(content, DictConfig) else ListConfig([])
     pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, DictConfig)]

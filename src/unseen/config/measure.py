@@ -92,7 +92,8 @@ def check_changes(changes: Sequence[str], config_dir: str | None) -> None:
         if key.partition(".")[0] not in SECTIONS and key not in (*READOUT, WEIGHTS):
             raise UsageError(
                 f"{word}: that changes what was trained, and this measures what is. Keys of "
-                f"{', '.join(SECTIONS)} can be others, and {', '.join(READOUT)}; for the rest: unseen train."
+                f"{', '.join(SECTIONS)} can be others, and {', '.join((*READOUT, WEIGHTS))}; for the rest: "
+                "unseen train."
             )
 
 

@@ -51,28 +51,50 @@ class OneOf(NamedTuple):
 
 
 class ListOf(NamedTuple):
-    """A list, possibly empty."""
+    """A list, possibly empty, or of so many."""
 
     each: Limits | OneOf
+    length: int | None = None
+    nullable: bool = False
 
     def admit(self, value: Any) -> bool:
         """Whether a key may take this value."""
-        return isinstance(value, list) and all(self.each.admit(item) for item in value)
+        if value is None:
+            return self.nullable
+        if not isinstance(value, list) or len(value) != (self.length or len(value)):
+            return False
+        return all(self.each.admit(item) for item in value)
 
     def __str__(self) -> str:
-        return f"a list, each {self.each}"
+        many = "a list" if self.length is None else f"a list of {self.length}"
+        return f"{many}, each {self.each}{', or null' if self.nullable else ''}"
+
+
+SEED = Limits(0, 2**32 - 1)
 
 
 # Key, with * for any name → what it takes.
 VALUES: dict[str, Limits | OneOf | ListOf] = {
-    "seed": Limits(0, 2**32 - 1),
+    "seed": SEED,
+    "protocol.seed": SEED,
+    "data.split_seed": SEED,
     "data.image_size": Limits(8),  # below, a network sees its own padding
+    "data.cache_size": Limits(8),
+    "backbone.mean": ListOf(Limits(0, whole=False), nullable=True),
+    "backbone.std": ListOf(Limits(0, whole=False), nullable=True),
+    "optimizer.algorithm.weight_decay": Limits(0, whole=False),
     "optimizer.learning_rates.*": Limits(0, whole=False),
     "optimizer.l2_sp": Limits(0, whole=False),
     "trainer.max_epochs": Limits(-1, nullable=True),
+    "trainer.gradient_clip_val": Limits(0, whole=False, nullable=True),
+    "trainer.log_every_n_steps": Limits(0),
     # Not "-true" of half width: losses and readout compute in float32.
     "trainer.precision": OneOf(("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16)),
     "threads": Limits(1, nullable=True),
+    "save_every": Limits(0, whole=False, nullable=True),
+    "check_from": Limits(0, nullable=True),
+    "tuning_trials": Limits(0),
+    "trainable.alpha": Limits(0, whole=False),
     "speed.seconds": Limits(0, whole=False),
     "speed.precision": ListOf(OneOf(("32-true", "bf16-mixed", "16-mixed"))),
     "speed.channels_last": ListOf(OneOf((True, False))),
@@ -80,13 +102,29 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "adversary.sees": OneOf(("fused", "embedding")),
     "regularizer.into": OneOf(("embedding", "fused")),
     "embedding.readout": OneOf(("features", "projection")),
+    # Scatter matrices are of this size squared.
+    "embedding.size": Limits(1, 2**14),
     "embedding.pretrained_share": Limits(0, 1, whole=False),
+    "embedding.whitening": Limits(0, whole=False, nullable=True),
+    "evaluation.draws": Limits(1),
+    "evaluation.resamples": Limits(0),
     "metrics.*_at": ListOf(Limits(1)),
     "metrics.similarity": OneOf(("cosine", "euclidean", "dot")),
     "metrics.without_relevant": OneOf(("skip", "zero")),
     "metrics.precision": OneOf(("auto", "float64", "float32", "bfloat16", "int8")),
     "metrics.memory_budget": Limits(1),
+    "metrics.neighbours": Limits(0),
+    # Of commands that have no groups for them.
+    "batch_size": Limits(1),
+    "k": Limits(1),
+    "recall": Limits(0, 1, whole=False),
+    "crop": ListOf(Limits(0), length=4, nullable=True),
+    "duplicate": Limits(-1, 1, whole=False, nullable=True),
+    "copies": Limits(0, 1, whole=False),
+    "tables": OneOf(("csv", "parquet")),
 }
+FOREIGN = ("trainer.*", "callbacks.*", "logger.*", "loss.*", "miner.*", "optimizer.algorithm.*")
+"""Keys that constructors of other libraries take: the type of our default does not bind them."""
 
 
 def check_value(key: str, value: Any, typed: str) -> None:
@@ -103,13 +141,59 @@ def check_value(key: str, value: Any, typed: str) -> None:
     if str(value).startswith("${"):
         return
     if value == "":
-        raise UsageError(
-            f"{typed}: '{key}' is empty, as if a shell variable were not set. Give a value or null."
-        )
-    for pattern, wanted in VALUES.items():
-        if fnmatch.fnmatchcase(key, pattern) and not wanted.admit(value):
-            shown = "null" if value is None else repr(value)
-            raise UsageError(f"{typed}: '{key}' takes {wanted}, got {shown}.")
+        raise UsageError(f"{typed}: '{key}' is empty, as if a shell variable were not set. Give it a value.")
+    wanted = limits_of(key)
+    if wanted is not None and not wanted.admit(value):
+        raise UsageError(f"{typed}: '{key}' takes {wanted}, got {'null' if value is None else repr(value)}.")
+
+
+def limits_of(key: str) -> Limits | OneOf | ListOf | None:
+    """What a key takes, if it is written down."""
+    return next((wanted for pattern, wanted in VALUES.items() if fnmatch.fnmatchcase(key, pattern)), None)
+
+
+def check_type(key: str, value: Any, default: Any, typed: str) -> None:
+    """Refuse a value of another type than the default's, of a key for which nothing else is written down.
+
+    Args:
+        key: dotted.
+        value: as parsed; an interpolation (`${…}`) is not known yet and passes.
+        default: what the key has without it; what it may be is open where it is null or has parts.
+        typed: what the user wrote, for the message.
+
+    Raises:
+        UsageError: naming what the key takes.
+    """
+    is_open = default is None or isinstance(default, Mapping) or limits_of(key) is not None
+    if is_open or str(value).startswith("${"):
+        return
+    is_foreign = any(fnmatch.fnmatchcase(key, pattern) for pattern in FOREIGN)
+    if value is None:
+        if not is_foreign and not key.endswith(".address"):
+            raise UsageError(f"{typed}: '{key}' takes {_kind(default, is_foreign)}, got null.")
+        return
+    if isinstance(default, list):
+        if not isinstance(value, list):
+            raise UsageError(f"{typed}: '{key}' takes a list, got {value!r}. Wanted '{key}=[{value}]'.")
+        return
+    if not isinstance(default, bool | int | float):
+        return
+    is_whole = isinstance(default, int) and not isinstance(default, bool) and not is_foreign
+    fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(
+        value, int if is_whole or isinstance(default, bool) else int | float
+    )
+    if not fits:
+        raise UsageError(f"{typed}: '{key}' takes {_kind(default, is_foreign)}, got {value!r}.")
+
+
+def _kind(default: Any, is_foreign: bool) -> str:
+    if isinstance(default, bool):
+        return f"true or false (default {default})"
+    if isinstance(default, int) and not is_foreign:
+        return f"a whole number (default {default})"
+    if isinstance(default, int | float):
+        return f"a number (default {default})"
+    return "a list" if isinstance(default, list) else f"a value (default {default})"
 
 
 def check_devices(trainer: DictConfig) -> None:

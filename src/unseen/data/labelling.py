@@ -27,6 +27,8 @@ def classes_of(
     shape = tuple(getattr(labels, "shape", (len(labels),)))
     if shape != (count,):
         raise ManifestError(f"labels has shape {shape} for {count} images. Wanted ({count},), one an image.")
+    if not count:
+        raise ManifestError("There are no images.")
     values = [plain(label) for label in labels]
     kinds = {type(value) for value in values}
     if kinds not in ({int}, {str}):

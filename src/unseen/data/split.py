@@ -74,6 +74,28 @@ class Split:
                 f"{both.size} classes are in {first} and {second}: {names}. Splits must be class-disjoint."
             )
 
+    def check_answerable(self, test: bool) -> None:
+        """Refuse images of which none has another one to find.
+
+        Args:
+            test: whether the test images are searched; those of validation always are.
+
+        Raises:
+            ManifestError: naming the part.
+        """
+        labels = self.manifest.labels
+        for name, queries, gallery in (
+            ("validation", self.validation, self.validation),
+            ("test", self.query if test else self.query[:0], self.gallery),
+        ):
+            occurring, counts = np.unique(labels[gallery], return_counts=True)
+            enough = occurring[counts > np.isin(occurring, labels[np.intersect1d(queries, gallery)])]
+            if len(queries) and not np.isin(labels[queries], enough).any():
+                raise ManifestError(
+                    f"None of the {len(queries)} {name} images has another image of its class to be found: "
+                    "nothing could be measured. Retrieval needs classes with at least two images."
+                )
+
     @property
     def query_is_gallery(self) -> bool:
         """Whether test images are searched among each other."""

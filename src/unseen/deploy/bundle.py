@@ -80,7 +80,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         device: where it computes.
 
     Raises:
-        ValueError: it is no bundle, one of a later format, or a file of it has changed.
+        ValueError: it is no bundle, one of a later format, or a file of it has changed; or this machine has
+            no such device.
     """
     folder = Path(folder).expanduser()
     content = _read(folder)
@@ -96,7 +97,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         raise ValueError(f"'{folder}': the weights do not fit their description ({error}).") from error
     preparation: nn.Module = made(parts["preparation"])
     facts = {**content["facts"], "bundle": content["hash"]}
-    return Model(embedder.requires_grad_(False).eval().to(device), preparation, facts)
+    return Model(embedder.requires_grad_(False).eval(), preparation, facts).to(device)
 
 
 def _as_built(backbone: Backbone, described: Mapping[str, Any]) -> dict[str, Any]:

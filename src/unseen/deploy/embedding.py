@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen.deploy.gallery import MODIFIED, PATH, Gallery, Known
 from unseen.deploy.listing import Listing, located
-from unseen.deploy.model import Model
+from unseen.deploy.model import Model, starts
 from unseen.deploy.runners.local import Part, Runner, embed_here
 from unseen.files import replacing
 
@@ -62,9 +62,11 @@ def embed_images(
         runner: where they are embedded; by default here, on the device of the model.
 
     Raises:
-        ValueError: the gallery is of another bundle, or is being changed by another process.
+        ValueError: the gallery is of another bundle, or is being changed by another process; or the batch
+            size is no whole number from 1 upwards.
         PassingError: an image cannot be read now, because of this machine.
     """
+    starts(len(listing), batch_size)
     gallery = Gallery.create(folder, str(model.facts["bundle"]), model.size)
     changed = [_modified(place) for place in listing.places]
     known = gallery.known()

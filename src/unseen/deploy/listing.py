@@ -133,7 +133,7 @@ def _read(path: Path) -> Listing:
     if path.suffix == ".tar":
         return _of_archives([path])
     if path.suffix == ".csv" and path.read_bytes()[: len(SAVED)] == SAVED.encode():
-        return _of_manifest(Manifest.load(path))
+        return _of_manifest(path)
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -150,7 +150,13 @@ def _of_folder(folder: Path) -> Listing:
     return Listing([str(folder / name) for name in found], {LABEL: labels})
 
 
-def _of_manifest(manifest: Manifest) -> Listing:
+def _of_manifest(path: Path) -> Listing:
+    manifest = Manifest.load(path)
+    if not manifest.root.is_dir():
+        raise ValueError(
+            f"'{path}' was written for images in '{manifest.root}', which does not exist here. "
+            "Put them there, or change the first line of a copy (root=<folder>)."
+        )
     labels = [manifest.class_names[label] for label in manifest.labels]
     places = [str(manifest.absolute(row).absolute()) for row in range(len(manifest))]
     return Listing(places, {LABEL: labels, "role": list(map(str, manifest.roles))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from unseen.data.images import Pixels, in_order, read_image
@@ -54,8 +56,12 @@ class Model:
         return int(self.embedder.projection.out_features)
 
     def to(self, device: str | torch.device) -> Model:
-        """The same model on another device."""
-        return replace(self, embedder=self.embedder.to(device))
+        """The same model on another device.
+
+        Raises:
+            ValueError: this machine has no such device.
+        """
+        return replace(self, embedder=self.embedder.to(as_device(device)))
 
     def embed(self, images: Any, batch_size: int = 64) -> Tensor:
         """Embed images as the run's evaluation did.
@@ -69,10 +75,11 @@ class Model:
             `(N, d)` float32 on the CPU.
 
         Raises:
-            ValueError: there is no image, or one cannot be read.
+            ValueError: there is no image, one cannot be read, or a number is out of range.
         """
         if isinstance(images, str | Path):
             images = images_of(images)
+        _check_several(images)
         found = list(self.embed_batches(len(images), _reader(images), batch_size))
         if not found:
             raise ValueError("There are no images to embed.")
@@ -90,6 +97,9 @@ class Model:
 
         Yields:
             `(B, d)` float32 on the CPU, in order.
+
+        Raises:
+            ValueError: the batch size is no whole number from 1 upwards.
         """
 
         def prepared(start: int) -> Tensor:
@@ -97,7 +107,7 @@ class Model:
                 [self.prepare(read(row)) for row in range(start, min(count, start + batch_size))]
             )
 
-        for batch in in_order(prepared, range(0, count, batch_size)):
+        for batch in in_order(prepared, starts(count, batch_size)):
             yield self.embed_prepared(batch)
 
     def prepare(self, pixels: Pixels) -> Tensor:
@@ -126,6 +136,38 @@ class Model:
         return Attention(to_pixels(prepared), found)
 
 
+def starts(count: int, batch_size: int) -> range:
+    """Where the batches of `count` images begin.
+
+    Raises:
+        ValueError: the batch size is no whole number from 1 upwards.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: wanted a whole number from 1 upwards.")
+    return range(0, count, batch_size)
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        ValueError: it has none of this name.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={name}: there is no such device. Wanted cpu, cuda, cuda:1 or mps."
+        ) from error
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, math.inf):
+        raise ValueError(
+            f"device={name}: PyTorch {torch.__version__} finds {counts[device.type] or 'none'} of this kind "
+            "on this machine. Use device=cpu, or a PyTorch that matches the driver (see nvidia-smi)."
+        )
+    return device
+
+
 def default_device() -> str:
     """A GPU if there is one."""
     if torch.cuda.is_available():
@@ -143,6 +185,14 @@ def images_of(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder. For single files give a list: [path].")
     return [folder / path for path in find_images(folder, folder)]
+
+
+def _check_several(images: Any) -> None:
+    """Refuse a single image, whose rows would be taken for images."""
+    shape = tuple(getattr(images, "shape", ()))
+    is_array = len(shape) == 3 and not {shape[0], shape[-1]}.isdisjoint((1, 3, 4))
+    if is_array or isinstance(images, Image.Image):
+        raise ValueError("This is one image, and several are wanted: [image].")
 
 
 def _reader(images: Any) -> Callable[[int], Pixels]:

@@ -38,14 +38,28 @@ def show_table(title: str, rows: Rows, columns: Sequence[str]) -> None:
     Console().print(table, soft_wrap=True)
 
 
+def check_table(path: Path) -> None:
+    """Refuse what `write` does not know, before there is anything to write.
+
+    Raises:
+        ValueError: the file's name ends otherwise than `.csv` or `.parquet`.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"output={path}: wanted a file whose name ends in .csv or .parquet.")
+
+
 def write(rows: Rows, path: Path, columns: Sequence[str] = ("query",)) -> None:
     """Write all as a CSV, or as Parquet where the name says so.
 
     Args:
         rows: of the same columns.
-        path: ending in `.parquet`, or anything else for a CSV.
+        path: ending in `.parquet` or `.csv`.
         columns: where there are no rows.
+
+    Raises:
+        ValueError: the file's name ends otherwise.
     """
+    check_table(path)
     names = list(rows[0]) if rows else list(columns)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":

@@ -100,10 +100,18 @@ def evaluate(
         precision: of the fast pass on a CPU; decides speed, never results. See `search`.
 
     Raises:
-        ValueError: malformed input, NaN or infinite embeddings (with their ids), no query to answer.
+        ValueError: malformed input, a rank below 1, NaN or infinite embeddings (with their ids), or no query
+            that could be answered.
     """
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels belong together; got only one of them.")
+    for name, ranks in (
+        ("recall_at", recall_at),
+        ("precision_at", precision_at),
+        ("knn_accuracy_at", knn_accuracy_at),
+    ):
+        if not isinstance(ranks, Sequence) or not all(isinstance(k, int) and k >= 1 for k in ranks):
+            raise ValueError(f"{name}={ranks!r}: wanted a sequence of whole numbers from 1 upwards.")
     numbers = None if ids is None else torch.as_tensor(ids)
     raw = as_vectors(embeddings, "embeddings", numbers)
     labels = known = as_labels(labels, len(raw), "labels").to(raw.device)

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -106,9 +107,11 @@ def read(
     drawn_with += [VERSION, features.version("pil"), features.version("freetype2")]
     scripts = (sorted(train_scripts), sorted(test_scripts))
     choices = (drawn_with, scripts, size, images_per_face, float(jitter), seed)
-    folder = Path(root).expanduser() / hashlib.sha256(repr(choices).encode()).hexdigest()[:16]
+    base = Path(root).expanduser().absolute()
+    folder = base / hashlib.sha256(repr(choices).encode()).hexdigest()[:16]
     if cached := _load(folder):
         return cached
+    _check_own(base)
     lock = folder.with_suffix(".lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,17 @@ def read(
             f"data.root='{root}' cannot hold the glyphs ({error}). "
             "Name a folder that can be written: data.root=<folder>"
         ) from error
+
+
+def _check_own(root: Path) -> None:
+    """Refuse a folder of something else, such as images of the user's that were meant to be trained on."""
+    ours = re.compile(r"[0-9a-f]{16}(\.lock)?|\.drawing-.*")
+    strange = [path.name for path in root.iterdir() if not ours.fullmatch(path.name)] if root.is_dir() else []
+    if strange:
+        raise ManifestError(
+            f"data.root='{root}' holds something else already ('{min(strange)}'), and data=glyphs would draw "
+            f"its letters there. To train on your own images: data=folder data.root={root}"
+        )
 
 
 def _check_scripts(train_scripts: Sequence[str], test_scripts: Sequence[str]) -> None:

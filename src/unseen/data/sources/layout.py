@@ -50,7 +50,7 @@ def reading(*files: Path) -> Iterator[None]:
 
 
 def require_folder(root: str | os.PathLike[str]) -> Path:
-    """The data root, if there is one.
+    """The data root, if there is one; absolute, as a saved manifest may be read from another folder.
 
     Raises:
         IncompleteData: it does not exist.
@@ -63,7 +63,7 @@ def require_folder(root: str | os.PathLike[str]) -> Path:
         )
     if not path.is_dir():
         raise ManifestError(f"data.root='{path}' is a file. Name the folder that holds the images.")
-    return path
+    return path.absolute()
 
 
 def find_base(root: str | os.PathLike[str], inner: str, marker: str) -> Path:

@@ -48,7 +48,7 @@ def read(
     if not table.is_file():
         raise ManifestError(f"data.path='{table}' is not a file (looked in '{Path.cwd()}'). Name the CSV.")
     columns, rows = _read_rows(table)
-    base = layout.require_folder(root) if root is not None else table.parent
+    base = layout.require_folder(root) if root is not None else table.parent.absolute()
     classes = [layout.normal(row["class"] if "class" in columns else row["label"]) for row in rows]
     labels = [layout.normal(row["label"]) for row in rows]
     _check_names(table, labels, classes)
@@ -106,9 +106,14 @@ def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
 def _check_columns(table: Path, columns: list[str]) -> None:
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
+        other = next((mark for mark in (";", "\t") if any(mark in name for name in columns)), None)
+        hint = f" Its fields are divided by {other!r}: save it with commas." if other else ""
         raise ManifestError(
-            f"'{table}' has the columns {', '.join(columns) or '(none)'}; '{missing[0]}' is missing."
+            f"'{table}' has the columns {', '.join(columns) or '(none)'}; '{missing[0]}' is missing.{hint}"
         )
+    doubled = [name for name in columns if columns.count(name) > 1]
+    if doubled:
+        raise ManifestError(f"'{table}' has two columns '{doubled[0]}': rename or remove one.")
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         # Not ignored: a misspelt 'role' would quietly give another split.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,9 @@ class Qdrant:
         models = _qdrant().models
         client = self._client(folder)
         name = f"{self.collection}.{uuid4().hex}"
-        client.create_collection(
-            name,
-            vectors_config=models.VectorParams(size=gallery.size, distance=models.Distance.COSINE),
-        )
+        size = models.VectorParams(size=gallery.size, distance=models.Distance.COSINE)
+        with _answering(self.url):
+            client.create_collection(name, vectors_config=size)
         columns = {name: gallery.column(name) for name in gallery.columns}
         for start in range(0, len(gallery), UPLOADED):
             rows = range(start, min(len(gallery), start + UPLOADED))
@@ -57,7 +58,10 @@ class Qdrant:
         return QdrantIndex(client, name, self.collection, self.url is not None)
 
     def load(self, gallery: Gallery, folder: Path) -> QdrantIndex:
-        return QdrantIndex(self._client(folder), self.collection, self.collection, self.url is not None)
+        client = self._client(folder)
+        with _answering(self.url):
+            client.get_aliases()
+        return QdrantIndex(client, self.collection, self.collection, self.url is not None)
 
     def _client(self, folder: Path) -> Any:
         if self.url is None:
@@ -111,6 +115,24 @@ class QdrantIndex:
         for name in names - {self.collection}:
             if built.fullmatch(name):
                 self.client.delete_collection(name)
+
+
+@contextmanager
+def _answering(url: str | None) -> Iterator[None]:
+    """Say in words that a server does not answer, or refuses.
+
+    Raises:
+        ConnectionError: naming the server.
+    """
+    errors = _qdrant().http.exceptions
+    try:
+        yield
+    except (errors.ResponseHandlingException, errors.UnexpectedResponse) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConnectionError(
+            f"index.url={url}: the Qdrant server does not answer as it should ({first}). Is it running, and "
+            "does it want a key (QDRANT_API_KEY)?"
+        ) from error
 
 
 def _qdrant() -> Any:

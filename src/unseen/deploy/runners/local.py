@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unseen.data.images import ImageError, PassingError, in_order
 from unseen.deploy.listing import read_place
-from unseen.deploy.model import Model, default_device
+from unseen.deploy.model import Model, as_device, default_device, starts
 
 
 class Part(NamedTuple):
@@ -43,9 +43,16 @@ class Local:
 
     Args:
         device: where the network computes; none: a GPU if there is one.
+
+    Raises:
+        ValueError: this machine has no such device.
     """
 
     device: str | None
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            as_device(self.device)
 
     def __call__(self, model: Model, places: Sequence[str], batch_size: int) -> Iterator[Part]:
         """See `Runner`."""
@@ -65,6 +72,7 @@ def embed_here(
 
     Raises:
         PassingError: an image cannot be read now, because of this machine.
+        ValueError: the batch size is no whole number from 1 upwards.
     """
 
     def prepared(start: int) -> tuple[Tensor, list[int], dict[str, str]]:
@@ -79,6 +87,6 @@ def embed_here(
                 problems[places[row]] = str(error)
         return torch.stack(images) if images else torch.empty(0), good, problems
 
-    for batch, good, problems in in_order(prepared, range(0, len(places), batch_size), threads):
+    for batch, good, problems in in_order(prepared, starts(len(places), batch_size), threads):
         found = model.embed_prepared(batch).numpy() if good else np.empty((0, model.size), np.float32)
         yield Part(found, good, problems)

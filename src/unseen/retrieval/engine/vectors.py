@@ -79,7 +79,13 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
 
 def as_labels(values: Any, count: int, name: str) -> Tensor:
     """`(count,)` int64; integers of any size survive, nothing is cast through floats."""
-    tensor = torch.as_tensor(np.asarray(values) if isinstance(values, list | tuple) else values).detach()
+    given = np.asarray(values) if isinstance(values, list | tuple) else values
+    if isinstance(given, np.ndarray) and given.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name} must be integers; got {given.dtype}. Number them: "
+            f"numpy.unique({name}, return_inverse=True)[1]; of queries and a gallery, both together."
+        )
+    tensor = torch.as_tensor(given).detach()
     if tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name} must be integers; got {tensor.dtype}. Floats merge labels above 2^24.")
     if tensor.shape != (count,):
