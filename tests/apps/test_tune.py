@@ -9,7 +9,7 @@ from unseen.apps.tune import main
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
-from unseen.config.tune import tune, write_experiment
+from unseen.config.tune import beside_own_groups, tune, write_experiment
 from unseen.config.values import UsageError
 from unseen.tracking.record import RunRecord, essential
 
@@ -59,6 +59,18 @@ def test_an_experiment_has_the_effect_of_what_was_typed(tiny_run, tmp_path):
     assert essential(made) == essential(wanted)
     assert made["tuning_trials"] == 12
     assert made["protocol"] == wanted["protocol"]
+
+
+def test_with_groups_of_ones_own_what_is_printed_has_the_effect_of_what_was_typed(tiny_run, tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("defaults: [triplet]\n")
+    found = [*tiny_run, "protocol=holdout", "loss=mine", "optimizer.learning_rates.head=0.00123"]
+    flag, folder, *words = beside_own_groups(str(tmp_path), found, trials=5)
+    assert flag == "--config-dir"
+    made = plain(Freezer(config_dir=folder).freeze(words, tmp_path).config)
+    assert made["tuning_trials"] == 5
+    assert made["optimizer"]["learning_rates"]["head"] == 0.00123
+    assert made["protocol"] == plain(load_config(tiny_run))["protocol"]
 
 
 def test_an_experiment_of_an_experiment_has_the_effect_of_both(tmp_path):

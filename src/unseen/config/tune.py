@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def tune(typed: Sequence[str], config_dir: str | None = None, config_name: str =
         for study, fixed in studies:
             console.print(f"{study.trials} trials in {escape(str(study.folder))}", soft_wrap=True)
             study.run(settings.workers)
-            status = max(status, _conclude(study, fixed, console))
+            status = max(status, _conclude(study, fixed, config_dir, console))
             if stopped.is_set():
                 console.print("Stopped. The same command goes on.")
                 return STOPPED
@@ -241,7 +242,7 @@ def _name(first: Frozen, sought: Sought, settings: DictConfig) -> str:
     return f"{readable}_{digest}"
 
 
-def _conclude(study: Study, fixed: Sequence[str], console: Console) -> int:
+def _conclude(study: Study, fixed: Sequence[str], config_dir: str | None, console: Console) -> int:
     """Tables, pictures and experiments of what is known by now."""
     complete = study.complete
     if not complete:
@@ -252,16 +253,35 @@ def _conclude(study: Study, fixed: Sequence[str], console: Console) -> int:
         importance_bars(study.folder / "importance.png", importances, next(iter(study.objectives)))
     ended, best = study.ended, study.best
     names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]
-    for name, trial in zip(names, best, strict=True):
-        values = [f"{key}={value}" for key, value in trial.params.items()]
-        write_experiment(study.folder / "experiment" / f"{name}.yaml", [*fixed, *values], ended)
+    found = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in best]
+    for name, overrides in zip(names, found, strict=True):
+        write_experiment(study.folder / "experiment" / f"{name}.yaml", overrides, ended)
+    words = ["--config-dir", str(study.folder), f"experiment={names[0]}"]
+    if config_dir:
+        words = beside_own_groups(config_dir, found[0], ended)
     console.print(
         f"Chosen by {ended} trials. Train with it, on all training classes:\n"
-        f"  unseen train --config-dir {study.folder} experiment={names[0]}",
+        f"  unseen train {shlex.join(words)}",
         soft_wrap=True,
         markup=False,
     )
     return 0
+
+
+def beside_own_groups(config_dir: str, overrides: Sequence[str], trials: int) -> list[str]:
+    """What to type in place of an experiment that refers to a user's own groups, as one folder can be named.
+
+    Args:
+        config_dir: of the user's own groups.
+        overrides: as typed; the protocol is left to whoever trains.
+        trials: that chose them.
+    """
+    of_run = [word for word in overrides if not _is_of_protocol(word)]
+    return ["--config-dir", config_dir, *of_run, f"tuning_trials={trials}"]
+
+
+def _is_of_protocol(override: str) -> bool:
+    return override.partition("=")[0].partition(".")[0] == "protocol"
 
 
 def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
@@ -279,7 +299,7 @@ def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
         for word in overrides:
             override = parse(word, "search")
             key = override.key_or_group
-            if key.partition(".")[0] == "protocol":
+            if _is_of_protocol(key):
                 continue
             if key == "experiment":  # beside this one, and before what was typed
                 groups.insert(0, override.value())
