@@ -238,7 +238,8 @@ def check_overrides(config_name: str, overrides: Sequence[str], config_dir: str 
                     _check_addition(override, content, overrides)
                 elif override.type.name == "CHANGE":
                     _check_key(override, content, chosen)
-                    _check_type(override, content)
+                    # A stranger's 1 may be short for 1.0.
+                    _check_type(override, content, whole=not config_dir)
 
 
 def _check_values(overrides: Sequence[Override]) -> None:
@@ -458,14 +459,14 @@ def _no_parts(override: Override, parent: str, value: Any, rest: str) -> UsageEr
     return UsageError(f"{override.input_line}: '{parent}' is {value!r}, so it has no keys.")
 
 
-def _check_type(override: Override, content: dict[str, Any]) -> None:
+def _check_type(override: Override, content: dict[str, Any], whole: bool) -> None:
     if override.key_or_group in SEVERAL_TYPES:
         return
     default: Any = content
     for part in override.key_or_group.split("."):
         default = default.get(part) if isinstance(default, dict) else None
     for value in _values(override):
-        check_type(override.key_or_group, value, default, override.input_line or "")
+        check_type(override.key_or_group, value, default, override.input_line or "", whole)
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:

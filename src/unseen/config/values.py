@@ -123,7 +123,10 @@ VALUES: dict[str, Limits | OneOf | ListOf] = {
     "copies": Limits(0, 1, whole=False),
     "tables": OneOf(("csv", "parquet")),
 }
-FOREIGN = ("trainer.*", "callbacks.*", "logger.*", "loss.*", "miner.*", "optimizer.algorithm.*")
+FOREIGN = (
+    "trainer.*", "callbacks.*", "logger.*", "loss.*", "miner.*", "optimizer.algorithm.*",
+    "launcher.*", "runner.*",
+)  # fmt: skip
 """Keys that constructors of other libraries take: the type of our default does not bind them."""
 
 
@@ -152,7 +155,7 @@ def limits_of(key: str) -> Limits | OneOf | ListOf | None:
     return next((wanted for pattern, wanted in VALUES.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
-def check_type(key: str, value: Any, default: Any, typed: str) -> None:
+def check_type(key: str, value: Any, default: Any, typed: str, whole: bool) -> None:
     """Refuse a value of another type than the default's, of a key for which nothing else is written down.
 
     Args:
@@ -160,6 +163,7 @@ def check_type(key: str, value: Any, default: Any, typed: str) -> None:
         value: as parsed; an interpolation (`${…}`) is not known yet and passes.
         default: what the key has without it; what it may be is open where it is null or has parts.
         typed: what the user wrote, for the message.
+        whole: a default without fraction asks for another one without.
 
     Raises:
         UsageError: naming what the key takes.
@@ -168,9 +172,10 @@ def check_type(key: str, value: Any, default: Any, typed: str) -> None:
     if is_open or str(value).startswith("${"):
         return
     is_foreign = any(fnmatch.fnmatchcase(key, pattern) for pattern in FOREIGN)
+    whole = whole and not is_foreign
     if value is None:
-        if not is_foreign and not key.endswith(".address"):
-            raise UsageError(f"{typed}: '{key}' takes {_kind(default, is_foreign)}, got null.")
+        if not is_foreign:
+            raise UsageError(f"{typed}: '{key}' takes {_kind(default, whole)}, got null.")
         return
     if isinstance(default, list):
         if not isinstance(value, list):
@@ -178,18 +183,16 @@ def check_type(key: str, value: Any, default: Any, typed: str) -> None:
         return
     if not isinstance(default, bool | int | float):
         return
-    is_whole = isinstance(default, int) and not isinstance(default, bool) and not is_foreign
-    fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(
-        value, int if is_whole or isinstance(default, bool) else int | float
-    )
+    wanted = int if isinstance(default, bool) or (whole and isinstance(default, int)) else int | float
+    fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(value, wanted)
     if not fits:
-        raise UsageError(f"{typed}: '{key}' takes {_kind(default, is_foreign)}, got {value!r}.")
+        raise UsageError(f"{typed}: '{key}' takes {_kind(default, whole)}, got {value!r}.")
 
 
-def _kind(default: Any, is_foreign: bool) -> str:
+def _kind(default: Any, whole: bool) -> str:
     if isinstance(default, bool):
         return f"true or false (default {default})"
-    if isinstance(default, int) and not is_foreign:
+    if isinstance(default, int) and whole:
         return f"a whole number (default {default})"
     if isinstance(default, int | float):
         return f"a number (default {default})"
