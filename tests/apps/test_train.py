@@ -158,7 +158,6 @@ def test_holdout_chooses_the_epoch_on_training_classes(train, tmp_path):
         ),
         (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
         (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
-        (["embedding.size=0"], ["embedding.size=0", "at least 1"]),
         (
             ["loss=proxy_anchor", "miner=hard", "sampler.batch_size=8"],
             ["miner", "BatchHardMiner", "miner=none"],

@@ -40,11 +40,14 @@ def among(loss, embeddings, labels, ids, virtual, virtual_labels):
     )
 
 
-def larger(loss, smaller):
+def larger(loss, smaller, *overrides):
     """A loss of C + 2 classes from the start, with the mixed proxies written in by hand."""
-    whole = made(loss, C + len(PAIRS))
+    whole = made(loss, C + len(PAIRS), *overrides)
     with torch.no_grad():
         for (name, long), short in zip(whole.named_parameters(), smaller.parameters(), strict=True):
+            if len(long) == C + len(PAIRS) and long.ndim == 1:
+                mixed = [SHARE * short[a] + (1 - SHARE) * short[b] for a, b in PAIRS.tolist()]
+                long.copy_(torch.cat([short, torch.stack(mixed)]))
             if long.ndim < 2:
                 continue
             axis = MIXED[name.split(".")[-1]]
@@ -94,6 +97,19 @@ def test_the_mixed_proxies_carry_gradient_to_those_they_are_mixed_of(loss):
         parameter.shape == short.shape
         for parameter, short in zip(module.parameters(), made(loss, C).parameters(), strict=True)
     )
+
+
+def test_a_boundary_a_class_is_mixed_as_proxies_are():
+    module = made("margin", C, f"+loss.function.num_classes={C}")
+    beta = module.function.beta
+    assert beta.shape == (C,)
+    with torch.no_grad():
+        beta.copy_(torch.linspace(0.9, 1.5, C))
+    embeddings, labels, ids, virtual, virtual_labels = batch()
+    mine = among(module, embeddings, labels, ids, virtual, virtual_labels)
+    whole = larger("margin", module, f"+loss.function.num_classes={C + len(PAIRS)}")
+    together = torch.cat([embeddings, virtual]), torch.cat([labels, C + virtual_labels])
+    torch.testing.assert_close(mine, whole(*together, torch.cat([ids, -1 - torch.arange(4)])))
 
 
 def test_a_parameter_that_nobody_knows_how_to_mix_is_refused():

@@ -138,6 +138,11 @@ def test_projection_of_few_points(count):
     assert np.isfinite(project(np.random.default_rng(0).normal(size=(count, 5)))).all()
 
 
+@pytest.mark.parametrize("embeddings", [np.zeros((40, 16)), np.ones((3, 8)), np.arange(40.0)[:, None]])
+def test_projection_of_points_that_are_all_the_same_or_on_a_line(embeddings):
+    assert np.isfinite(project(embeddings)).all()
+
+
 def test_projection_of_two_points_is_refused():
     with pytest.raises(ValueError, match="at least 3"):
         project(np.eye(2))
@@ -195,6 +200,8 @@ def test_sparse_columns_become_series(tmp_path):
     assert lines["Validation classes"] == ["MAP@R"]
     assert lines["Learning rate"] == ["backbone", "head"]
     assert lines["Adversary: class accuracy"] == []
+    table.write_text("step,epoch,train/loss\n9,0,1.0\n19,0,2.0,3.0\n")
+    assert read_columns(table) == {"train/loss": [(9, 1.0), (19, 2.0)]}, "more cells than the header"
 
 
 def test_curves_that_coincide_are_drawn_once(tmp_path):

@@ -495,6 +495,8 @@ def test_curves_are_read_by_epoch_and_thinned(tmp_path: Path) -> None:
     assert (epochs[0], epochs[-1]) == (1, 500)
     assert values == [pytest.approx((epoch - 1) / 10, rel=1e-3) for epoch in epochs]
     assert found["lr-AdamW/head"][0][:3] == epochs[:3]
+    table.write_text("step,epoch,train/loss\n0,0,1.0\n1,0,2.0,3.0\n")
+    assert read_curves(table, skip=set()) == {"train/loss": ([1], [2.0])}, "more cells than the header"
     assert read_curves(tmp_path / "none.csv", skip=set()) == {}
     table.write_text("not,a\ntable\n")
     assert read_curves(table, skip=set()) == {}

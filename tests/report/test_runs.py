@@ -1,9 +1,11 @@
 """Records are found, told apart and never fatal."""
 
 import json
+import math
 
 import pytest
 
+from unseen.report.comparison import compare
 from unseen.report.runs import RECORD, Run, differing_keys, load_runs
 from unseen.tracking.record import RunRecord
 
@@ -56,6 +58,35 @@ def test_what_cannot_be_read_is_listed_with_its_reason(record, tmp_path):
     assert "metrics" in reasons["part"]
     for name, reason in reasons.items():
         assert f"{name}/{RECORD}" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("choices", None),
+        ("config", None),
+        ("overrides", None),
+        ("seconds", None),
+        ("weights", 5),
+        ("seed", "x"),
+    ],
+)
+def test_a_record_of_which_a_part_is_of_another_kind_is_listed(record, tmp_path, name, value):
+    path = saved(record(), tmp_path / "odd") / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    [found] = load_runs(tmp_path).unreadable
+    assert "not a whole record" in found.reason
+
+
+def test_a_duration_that_is_not_known_is_read_and_left_out_of_the_costs(record, runs_of, tmp_path):
+    paths = [
+        saved(record("baseline", seed, seconds={"train_total": seconds}), tmp_path / str(seed))
+        for seed, seconds in enumerate([float("nan"), 10.0, 20.0, 30.0])
+    ]
+    saved(record("full"), tmp_path / "full")
+    assert math.isnan(RunRecord.load(paths[0] / RECORD).seconds["train_total"])
+    costs = {one.method: one.seconds for one in compare(load_runs(tmp_path)).costs}
+    assert costs["baseline"] == 20.0
 
 
 def test_failed_and_interrupted_runs_are_kept_apart(record, tmp_path):

@@ -184,6 +184,23 @@ def test_notes_name_the_smallest_p_and_the_cells_that_it_takes(comparison):
     assert "at least 8 cells" in note
 
 
+def test_a_cell_without_a_difference_counts_among_the_cells(record, runs_of):
+    runs = [
+        record(method, loss=f"loss {loss}", value=0.5 + (method == "full") * loss / 10)
+        for method in ("baseline", "full")
+        for loss in range(4)
+    ]
+    comparison = compare(runs_of(*runs))
+    assert "at least 0.12 with 4 cells" in "\n".join(notes(comparison))
+    [found] = [one for one in comparison.overall if one.metric == "map_at_r"]
+    assert (found.p_value, found.smallest_p) == (0.25, 0.125)
+
+
+def test_a_note_is_one_line_whatever_was_typed(record, runs_of):
+    runs = runs_of(record("baseline"), record("full", config={"data.note": "one\n\n% two"}))
+    assert all("\n" not in note for note in notes(compare(runs)))
+
+
 def test_notes_on_what_is_in_the_difference_beside_the_method(record, runs_of):
     runs = runs_of(
         record("baseline"),

@@ -63,6 +63,22 @@ def test_every_run_of_a_split_shows_the_same_queries_with_or_without_pictures(ru
     assert not (runs[1].folder / "pictures").exists()
 
 
+def test_the_seed_of_the_draws_does_not_choose_what_a_split_shows(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
+    shown = []
+    for seed in range(2):
+        overrides = [
+            *tiny_run, "sampler.classes_per_batch=4", "pictures=false", "protocol.held_out_fraction=0",
+            f"protocol.seed={seed}",
+        ]  # fmt: skip
+        run = build(load_config(overrides, run_folder=tmp_path / str(seed)))
+        execute(run)
+        shown.append(RetrievalSheet.load(run.folder / "retrieval_sheet.json"))
+    assert shown[0].split == shown[1].split
+    assert [row.query for row in shown[0].rows] == [row.query for row in shown[1].rows]
+
+
 def test_a_sheet_says_what_the_search_found(runs: list[Run]) -> None:
     run = runs[1]
     path = run.folder / "retrieval_sheet.json"

@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 CLASS_AXIS = {"proxies": 0, "W": 1, "fc": 1}
 """Where the classes lie in proxies, by the names that pytorch-metric-learning and we give them."""
+NUMBERS = ("beta",)
+"""Names of parameters that may be one number a class: the boundary of the margin loss."""
 
 
 def loss_among(
@@ -29,7 +31,8 @@ def loss_among(
     """The loss of the batch and of `V` virtual classes together.
 
     A loss with proxies gets those of the virtual classes: `μ p_a / ‖p_a‖ + (1 − μ) p_b / ‖p_b‖` for the pair
-    (a, b) (Gu et al. 2021, arXiv:2103.15454, eq. 5).
+    (a, b) (Gu et al. 2021, arXiv:2103.15454, eq. 5). Of a parameter with one number a class it is
+    `μ β_a + (1 − μ) β_b`.
 
     Args:
         loss: `(embeddings, labels, ids)` → scalar.
@@ -55,6 +58,11 @@ def loss_among(
         name: _extended(name, parameter, num_classes, pairs, share)
         for name, parameter in loss.named_parameters()
         if parameter.ndim >= 2
+    }
+    extended |= {
+        name: torch.cat([numbers, share * numbers[pairs[:, 0]] + (1 - share) * numbers[pairs[:, 1]]])
+        for name, numbers in loss.named_parameters()
+        if name.rpartition(".")[2] in NUMBERS and len(numbers) == num_classes > 1
     }
     with _classes(loss, num_classes + len(pairs)):
         result: Tensor = functional_call(loss, extended, together)

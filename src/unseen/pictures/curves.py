@@ -101,7 +101,8 @@ def read_columns(table: Path) -> dict[str, Series]:
     with Path(table).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name, cell in row.items():
-                if name not in ("step", "epoch") and cell and math.isfinite(float(cell)):
+                # A row that is longer than the header has a rest without a name.
+                if name and name not in ("step", "epoch") and cell and math.isfinite(float(cell)):
                     columns.setdefault(name, []).append((int(float(row["step"])), float(cell)))
     return columns
 

@@ -65,9 +65,11 @@ def project(embeddings: NDArray[np.floating], seed: int = 0) -> NDArray[np.float
         raise ValueError(f"{count} points: a map needs at least 3.")
     reduced = PCA(min(50, size, count), random_state=seed).fit_transform(embeddings)
     perplexity = min(30.0, (count - 1) / 3)
-    return (
-        TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
-    )
+    # Its start by PCA needs two dimensions, and divides by the spread along the first: of points that are all
+    # the same NaN would come, and end the process.
+    spreads = reduced.shape[1] > 1 and reduced[:, 0].std() > 0
+    tsne = TSNE(perplexity=perplexity, init="pca" if spreads else "random", random_state=seed)
+    return tsne.fit_transform(reduced).astype(np.float64)
 
 
 def embedding_map(

@@ -24,6 +24,7 @@ from unseen.report.grid import (
 from unseen.report.runs import Run, Runs
 from unseen.report.settings import Setting, setting_differences
 from unseen.report.statistics import (
+    TINY,
     Interval,
     SignFlip,
     Verdict,
@@ -373,7 +374,7 @@ class _Question:
             mean=float(np.mean(means)),
             interquartile_mean=interquartile_mean(means),
             interval=interval,
-            improved=float(np.mean([self.sign * mean > 0 for mean in means])),
+            improved=float(np.mean([self.sign * mean > TINY for mean in means])),
             probability=float(np.mean([self._probability(one) for one in found])),
             p_value=test.p_value,
             p_holm=p_holm,
@@ -417,12 +418,15 @@ def _class_differences(pairs: Sequence[tuple[Run, Run]], metric: str) -> np.ndar
 def _cost(cell: Cell, method: str, runs: Sequence[Run]) -> Cost:
     records = [run.record for run in runs]
     speeds = [record.images_per_second for record in records if math.isfinite(record.images_per_second)]
-    seconds = [record.seconds.get("train_total", record.seconds.get("train", math.nan)) for record in records]
+    all_seconds = [
+        record.seconds.get("train_total", record.seconds.get("train", math.nan)) for record in records
+    ]
+    seconds = [one for one in all_seconds if math.isfinite(one)]
     return Cost(
         cell=cell.name,
         method=method,
         images_per_second=statistics.median(speeds) if speeds else math.nan,
-        seconds=statistics.median(seconds),
+        seconds=statistics.median(seconds) if seconds else math.nan,
         host_bytes=_most([record.peak_memory.host_bytes for record in records]),
         accelerator_bytes=_most([record.peak_memory.accelerator_bytes for record in records]),
         parameters=_most([record.parameters for record in records]),

@@ -16,7 +16,7 @@ LONGEST_REASON = 160
 
 def notes(comparison: Comparison) -> list[str]:
     """One sentence or two for each thing to know; each kind only where there is something to say."""
-    return [
+    found = [
         *_intervals(comparison),
         *_over_cells(comparison),
         *_parts(comparison),
@@ -26,6 +26,8 @@ def notes(comparison: Comparison) -> list[str]:
         *_duplicates(comparison),
         *_machines(comparison),
     ]
+    # What was typed may hold anything, also ends of lines, which end a comment and an item of a list.
+    return [" ".join(note.split()) for note in found]
 
 
 def points(share: float, digits: int = 2) -> str:

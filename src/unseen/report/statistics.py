@@ -12,6 +12,8 @@ from scipy import stats
 
 EXACT_UP_TO = 20
 """Differences up to which all sign flips are counted (2¹⁹ of them, by symmetry)."""
+TINY = 1e-12
+"""A difference of two shares that is no larger is of rounding, and counts as none."""
 DRAWS = 100_000
 """Sign flips that are drawn where there are too many to count."""
 
@@ -42,7 +44,7 @@ class SignFlip(NamedTuple):
 
     Args:
         p_value: two-sided.
-        smallest_p: that so many differences can give.
+        smallest_p: that so many differences can give, none of them 0.
         is_exact: whether all sign flips were counted.
     """
 
@@ -65,7 +67,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
         says nothing of how far the next value would lie.
     """
     given = np.asarray(values, dtype=float)
-    if len(given) < 2 or np.ptp(given) <= 1e-12 * np.abs(given).max():
+    if len(given) < 2 or np.ptp(given) <= TINY * max(1.0, np.abs(given).max()):
         return None
     half = float(stats.t.ppf((1 + level) / 2, len(given) - 1)) * given.std(ddof=1) / len(given) ** 0.5
     return Interval(float(given.mean() - half), float(given.mean() + half))
@@ -110,20 +112,21 @@ def sign_flip_test(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0)
     given = np.asarray(differences, dtype=float)
     if not len(given):
         raise ValueError("The sign-flip test needs at least one difference, got none.")
-    given = given[given != 0]  # a flip of 0 changes nothing
+    smallest = 2.0 ** (1 - len(given)) if len(given) <= EXACT_UP_TO else 1 / (1 + draws)
+    given = given[np.abs(given) > TINY]  # a flip of 0 changes nothing
     if not len(given):
-        return SignFlip(1.0, 1.0, True)
+        return SignFlip(1.0, smallest, True)
     # Sums in another order differ in their last digits: equal ones must count as equal.
     observed = abs(given.sum()) - 1e-9 * np.abs(given).sum()
     if len(given) <= EXACT_UP_TO:
         share = float((np.abs(_all_sums(given)) >= observed).mean())
-        return SignFlip(share, 2.0 ** (1 - len(given)), True)
+        return SignFlip(share, smallest, True)
     random = np.random.default_rng(seed)
     as_far = 0
     for start in range(0, draws, 10_000):
         signs = random.integers(0, 2, (min(10_000, draws - start), len(given)), dtype=np.int8)
         as_far += int((np.abs((2.0 * signs - 1) @ given) >= observed).sum())
-    return SignFlip((1 + as_far) / (1 + draws), 1 / (1 + draws), False)
+    return SignFlip((1 + as_far) / (1 + draws), smallest, False)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -189,10 +190,24 @@ def _from_json(content: dict[str, Any]) -> RunRecord:
         split: {metric: (_number(low), _number(high)) for metric, (low, high) in values.items()}
         for split, values in known.get("intervals", {}).items()
     }
+    known["seconds"] = {name: _number(value) for name, value in known["seconds"].items()}
     known["images_per_second"] = _number(known.get("images_per_second"))
     for name, kind in (("peak_memory", PeakMemory), ("environment", Environment)):
         known[name] = kind(**{entry.name: known[name].get(entry.name) for entry in fields(kind)})
+    _check_kinds(known)
     return RunRecord(**known)
+
+
+def _check_kinds(known: Mapping[str, Any]) -> None:
+    """Refuse what is of another kind than its field, so that who reads records need not ask.
+
+    Raises:
+        TypeError: naming the field.
+    """
+    for name, hint in get_type_hints(RunRecord).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if name in known and not isinstance(known[name], tuple(get_origin(kind) or kind for kind in kinds)):
+            raise TypeError(f"{name} is a {type(known[name]).__name__}")
 
 
 def _number(value: float | None) -> float:

@@ -61,7 +61,10 @@ def projected(data: DataModule, measured: Measurement) -> tuple[np.ndarray, list
 
 
 def _chosen(measured: Measurement, count: int) -> np.ndarray:
-    return pictures.choose_queries(measured.unseen.hits.numpy(), measured.queries.labels.numpy(), count)
+    # One that nothing could answer counts nowhere, and is no failure.
+    answerable = np.flatnonzero(measured.unseen.relevant.numpy() > 0)
+    hits, labels = measured.unseen.hits.numpy(), measured.queries.labels.numpy()
+    return answerable[pictures.choose_queries(hits[answerable], labels[answerable], count)]
 
 
 def _neighbours(path: Path, data: DataModule, measured: Measurement) -> Path:

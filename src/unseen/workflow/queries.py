@@ -37,14 +37,14 @@ def query_columns(measured: Measurement) -> dict[str, NDArray[np.generic]]:
     return {name: column.numpy() for name, column in columns.items()}
 
 
-def retrieval_sheet(data: DataModule, measured: Measurement, seed: int) -> RetrievalSheet:
-    """Some queries with their nearest neighbours.
+def retrieval_sheet(data: DataModule, measured: Measurement) -> RetrievalSheet:
+    """Some queries with their nearest neighbours; a split always shows the same queries.
 
     Args:
         data: gives images and names.
         measured: the result on unseen classes.
-        seed: the protocol's: with it, a split always shows the same queries.
     """
+    seed = int(data.split.fingerprint[:16], 16)
     unseen, ids = measured.unseen, measured.gallery.ids
     answerable = np.flatnonzero(unseen.relevant.numpy() > 0)
     chosen = answerable[spread_over_classes(unseen.labels.numpy()[answerable], QUERIES, seed)]

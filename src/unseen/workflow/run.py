@@ -346,7 +346,7 @@ def _save(run: Run, record: RunRecord, measured: Measurement) -> None:
     run.record = record
     record.save(run.folder / "record.json")
     save_queries(run.folder / "queries.npz", query_columns(measured))
-    sheet = retrieval_sheet(run.data, measured, run.evaluation.seed)
+    sheet = retrieval_sheet(run.data, measured)
     sheet.save(run.folder / "retrieval_sheet.json")
 
 
@@ -410,7 +410,10 @@ def _costs(record: RunRecord) -> dict[str, float]:
 def _draw(run: Run, measured: Measurement) -> None:
     for logger in run.trainer.loggers:
         logger.save()
-    run.pictures = draw(run.folder / "pictures", run.learner.embedder, run.data, measured, run.seed)
+    try:
+        run.pictures = draw(run.folder / "pictures", run.learner.embedder, run.data, measured, run.seed)
+    except (ValueError, RuntimeError) as problem:  # the run is trained and measured all the same
+        log.warning("No pictures: %s", problem)
     if (curves := _curves(run)) is not None:
         run.pictures["curves"] = curves
     log_pictures(run.trainer.loggers, run.pictures)

@@ -52,7 +52,8 @@ def read_curves(table: Path, skip: set[str]) -> dict[str, Curve]:
             has_epoch = bool(row["epoch"])
             epoch = int(row["epoch"]) + 1 if has_epoch else _epoch_at(int(float(row["step"])), ends)
             for name, cell in row.items():
-                if name in ("step", "epoch") or not cell or name.split("/")[0] in skip:
+                # A row that is longer than the header has a rest without a name.
+                if not name or name in ("step", "epoch") or not cell or name.split("/")[0] in skip:
                     continue
                 if not has_epoch and name in by_epoch:
                     continue

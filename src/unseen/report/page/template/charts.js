@@ -8,8 +8,10 @@ const colorOf = (method) => {
   const place = others.indexOf(method);
   return place < 0 ? "var(--reference)" : `var(${COLORS[place % COLORS.length]})`;
 };
+// Shifted where the colours begin again, so that no two of 49 look alike.
+const shapeOf = (i) => SHAPES[(i + Math.floor(i / SHAPES.length)) % SHAPES.length];
 const methodColor = { scale: { domain: data.methods, range: data.methods.map(colorOf) } };
-const methodShape = { scale: { domain: data.methods, range: data.methods.map((_, i) => SHAPES[i % SHAPES.length]) } };
+const methodShape = { scale: { domain: data.methods, range: data.methods.map((_, i) => shapeOf(i)) } };
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const CONFIG = {

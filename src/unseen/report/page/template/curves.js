@@ -69,7 +69,7 @@ const rank = (name) => { const place = data.metrics.findIndex((metric) => name.e
 function curveSpec(runs, name, title, lines) {
   const values = runs.flatMap((run) => {
     const curve = data.curves[run.id]?.[name];
-    return curve ? curve[0].map((epoch, i) => ({ epoch, value: curve[1][i], method: run.method, run: run.name, seed: run.seed })) : [];
+    return curve ? curve[0].map((epoch, i) => ({ epoch, value: curve[1][i], method: run.method, run: run.name, id: String(run.id), seed: run.seed })) : [];
   });
   const isShare = /^(validation|probe)\/|accuracy|waiting/.test(name);
   const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d", grid: false }, scale: { nice: false } };
@@ -79,11 +79,11 @@ function curveSpec(runs, name, title, lines) {
   const few = Math.max(...runs.map((run) => data.curves[run.id]?.[name]?.[0].length ?? 0)) < 30;
   const spec = { title, height: 170, data: { values } };
   if (lines === "pair") {
-    const pair = { field: "run", type: "nominal", scale: { domain: runs.map((run) => run.name), range: ["var(--c1)", "var(--c2)"] }, legend: null };
+    const pair = { field: "id", type: "nominal", scale: { domain: runs.map((run) => String(run.id)), range: ["var(--c1)", "var(--c2)"] }, legend: null };
     return { ...spec, mark: { type: "line", point: few && { size: 22 }, strokeWidth: 2 }, encoding: { x, y: { ...y, field: "value" }, color: pair, tooltip: [{ field: "run" }, { field: "epoch" }, { field: "value", format }] } };
   }
   if (lines === "runs") {
-    return { ...spec, mark: { type: "line", strokeWidth: 1.5, opacity: 0.8, point: few && { size: 18 } }, encoding: { x, y: { ...y, field: "value" }, color, detail: { field: "run" }, tooltip: [{ field: "run" }, { field: "method" }, { field: "seed" }, { field: "epoch" }, { field: "value", format }] } };
+    return { ...spec, mark: { type: "line", strokeWidth: 1.5, opacity: 0.8, point: few && { size: 18 } }, encoding: { x, y: { ...y, field: "value" }, color, detail: { field: "id" }, tooltip: [{ field: "run" }, { field: "method" }, { field: "seed" }, { field: "epoch" }, { field: "value", format }] } };
   }
   const grouped = [{ aggregate: [{ op: "mean", field: "value", as: "mean" }, { op: "min", field: "value", as: "low" }, { op: "max", field: "value", as: "high" }, { op: "count", as: "runs" }], groupby: ["epoch", "method"] }];
   return {

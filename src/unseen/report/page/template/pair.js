@@ -77,7 +77,11 @@ function pairSheets(runs) {
   const held = Object.keys(data.sheets).length;
   if (!found[0] && !found[1]) return h("p.hint", {}, held ? `The page holds the sheets of ${count(held, "run")}, the first seeds of every cell and method; these two are not among them.` : "These runs left no retrieval sheet.");
   if (found[0] && found[1] && found[0].split !== found[1].split) return h("p.hint", {}, "They were tested on other classes, so they share no queries.");
-  const rows = (found[0] ?? found[1]).rows.map((_, i) => found.map((sheet) => sheet?.rows[i]));
+  const byQuery = found.map((sheet) => new Map(sheet?.rows.map((row) => [row[0], row])));
+  // Sheets of an earlier version may show other queries of the same split.
+  const queries = [...byQuery[found[0] ? 0 : 1].keys()].filter((query) => found.every((sheet, i) => !sheet || byQuery[i].has(query)));
+  const rows = queries.map((query) => byQuery.map((of) => of.get(query)));
+  if (!rows.length) return h("p.hint", {}, "Their sheets show other queries.");
   const differs = ([a, b]) => a && b && a[1].join() !== b[1].join() && a[3].join() !== b[3].join();
   const heads = h("li.heads", { "aria-hidden": "true" }, h("span", {}, "query"), runs.map((run) => h("span", {}, runTitle(run))));
   const list = h("ol.sheet", {}, heads, rows.map((pair) => {

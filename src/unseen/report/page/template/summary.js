@@ -122,7 +122,7 @@ function drawDifferences() {
   const x = { type: "quantitative", title: "points", scale: { domain, nice: 6 }, axis: { tickCount: isNarrow() ? 5 : 9, orient: cells.length > 10 ? "top" : "bottom" } };
   const yOffset = { field: "method", type: "nominal", sort: others };
   const color = { field: "method", type: "nominal", ...methodColor, scale: { domain: others, range: others.map(colorOf) } };
-  const shape = { field: "method", type: "nominal", scale: { domain: others, range: others.map((_, i) => SHAPES[i % SHAPES.length]) } };
+  const shape = { field: "method", type: "nominal", scale: { domain: others, range: others.map((_, i) => shapeOf(i)) } };
   const tooltip = [{ field: "cell", title: "cell" }, { field: "method", title: "method" }, { field: "mean", title: "points", format: "+.2f" }, { field: "low", title: "from", format: "+.2f" }, { field: "high", title: "to", format: "+.2f" }, { field: "of", title: "over" }, { field: "verdict", title: "verdict" }];
   const step = Math.max(cells.length > 10 ? 9 : 13, 22 - 2 * others.length);
   draw(byId("differences-chart"), {
