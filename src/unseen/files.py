@@ -24,6 +24,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def refusing_lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path`, which stays.
+
+    Raises:
+        ValueError: another process holds it; with the words given.
+        OSError: the lock cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with Path(path).open("rb") as file:

@@ -54,8 +54,9 @@ def test_images_are_embedded_indexed_and_found(unseen, bundle, coloured_tree, tm
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} == {"class 5"}
     assert len(rows) == 64 * 3
-    status, output = unseen(*words, f"query='{query}'", "+where.label=none")
+    status, output = unseen(*words, f"query='{query}'", "+where.label=none", "output=found.csv")
     assert (status, "Nothing found" in output) == (0, True)
+    assert (tmp_path / "found.csv").read_text().splitlines() == ["query"]
 
     status, output = unseen("inspect", f"bundle={bundle}", "gallery=gallery", "tables=parquet")
     assert (status, "50 % of copies are at least" in output) == (0, True), output

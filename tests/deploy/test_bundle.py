@@ -63,6 +63,12 @@ def test_one_image_is_not_taken_for_several(bundle, image):
     assert model.embed([image]).shape == (1, model.size)
 
 
+def test_an_array_of_paths_is_several_images(bundle, coloured_tree):
+    model, paths = unseen.load(bundle), [str(path) for path in images_of(coloured_tree)[:4]]
+    wanted = model.embed(paths)
+    torch.testing.assert_close(model.embed(np.array(paths), batch_size=np.int64(4)), wanted)
+
+
 @pytest.mark.parametrize("size", [0, -3, 2.5])
 def test_batches_of_no_images_are_refused(bundle, size):
     with pytest.raises(ValueError, match="wanted a whole number from 1 upwards"):
@@ -145,6 +151,16 @@ def test_a_bundle_never_takes_the_place_of_something(bundle, finished):
 def test_a_bundle_that_embeds_otherwise_is_not_left_behind(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("unseen.config.export.TOLERANCE", -1.0)
     with pytest.raises(ValueError, match="otherwise than the run does"):
+        export(finished.folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_that_could_not_be_checked_is_not_left_behind(finished, tmp_path, monkeypatch):
+    def breaks(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unseen.config.export._check", breaks)
+    with pytest.raises(KeyboardInterrupt):
         export(finished.folder, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

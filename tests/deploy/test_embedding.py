@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from unseen.data.images import PassingError, read_image
 from unseen.data.sources.folder import read
@@ -18,6 +19,7 @@ from unseen.deploy.embedding import embed_images
 from unseen.deploy.gallery import Gallery
 from unseen.deploy.listing import list_images, read_place
 from unseen.deploy.runners import local
+from unseen.files import refusing_lock
 
 
 def embed(model, source, folder, **kwargs):
@@ -250,3 +252,98 @@ def test_a_manifest_is_read_from_any_folder(colours, photos, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "elsewhere")
     outcome, _ = embed(colours(), tmp_path / "manifest.csv", tmp_path / "gallery")
     assert (outcome.embedded, outcome.unreadable) == (12, {})
+
+
+def test_a_part_of_the_source_takes_nothing_away(colours, photos, tmp_path):
+    (photos / "owl" / "broken.png").unlink()
+    whole = photos.parent / "prices.csv"
+    places = sorted(str(path) for path in photos.rglob("*.png"))
+    write_table(
+        whole,
+        ["path", "label", "price"],
+        [[place, place.split("/")[-2], str(row)] for row, place in enumerate(places)],
+    )
+    embed(colours(), whole, tmp_path / "gallery")
+    before = {row["path"]: row for row in map(Gallery.open(tmp_path / "gallery").row, range(12))}
+
+    def now():
+        gallery = Gallery.open(tmp_path / "gallery")
+        return {row["path"]: row for row in map(gallery.row, gallery.ids.tolist())}
+
+    def told(rows):
+        return {path: {name: row[name] for name in ("label", "price")} for path, row in rows.items()}
+
+    Image.new("RGB", (4, 4), "red").save(photos / "owl" / "new.png")
+    outcome, _ = embed(colours(), photos / "owl", tmp_path / "gallery")
+    assert (outcome.embedded, outcome.known) == (1, 4)
+    after = now()
+    added = after.pop(str(photos / "owl" / "new.png"))
+    assert (added["label"], added["price"]) == ("", "")
+    assert told(after) == told(before)
+
+    some = photos.parent / "some.csv"
+    write_table(some, ["path", "label"], [[places[0], "wasp"]])
+    os.utime(places[1], ns=(1, 1))
+    write_table(photos.parent / "changed.csv", ["path", "colour"], [[places[1], "green"]])
+    embed(colours(), some, tmp_path / "gallery")
+    outcome, _ = embed(colours(), photos.parent / "changed.csv", tmp_path / "gallery")
+    assert outcome.embedded == 1, "its file has changed"
+    after = now()
+    assert (after[places[0]]["label"], after[places[0]]["price"]) == ("wasp", "0")
+    assert (after[places[1]]["label"], after[places[1]]["price"]) == ("bee", "1")
+    assert (after[places[1]]["colour"], after[places[0]]["colour"]) == ("green", "")
+
+
+def test_two_processes_do_not_embed_into_one_gallery(colours, photos, tmp_path):
+    embed(colours(), photos, tmp_path / "gallery")
+    with (
+        refusing_lock(tmp_path / "gallery" / ".embedding.lock", "held"),
+        pytest.raises(ValueError, match="Another process embeds into gallery"),
+    ):
+        embed(colours(), photos, tmp_path / "gallery")
+    assert len(Gallery.open(tmp_path / "gallery")) == 12
+
+
+def test_an_image_that_is_listed_twice_with_different_texts_is_refused(colours, photos, tmp_path):
+    place = str(photos / "bee" / "0.png")
+    write_table(photos.parent / "twice.csv", ["path", "label"], [[place, "red"], [place, "blue"]])
+    with pytest.raises(ValueError, match="is listed twice, with label 'red' and 'blue'"):
+        embed(colours(), photos.parent / "twice.csv", tmp_path / "gallery")
+    write_table(photos.parent / "twice.csv", ["path", "label"], [[place, "red"], [place, "red"]])
+    outcome, _ = embed(colours(), photos.parent / "twice.csv", tmp_path / "gallery")
+    assert outcome.embedded == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('path,label\na.png,"bee\nb.png,bee\n', "cannot be read .* A field in quotes ends"),
+        ("path,label\na.png,bee,1\n", "row 1 has more fields than the header"),
+        ("path,label,label\na.png,bee,fly\n", "two columns 'label'"),
+    ],
+)
+def test_a_table_that_is_broken_is_refused(photos, text, said):
+    (photos / "table.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        list_images(photos / "table.csv")
+
+
+def test_names_of_columns_and_labels_have_one_spelling(photos):
+    (photos / "table.csv").write_text("path , label\nbee/0.png,He\u0301risson\n")
+    listing = list_images(photos / "table.csv")
+    assert listing.columns == {"label": ["H\u00e9risson"]}
+    assert len(listing.only({"label": "He\u0301risson"})) == 1
+    (photos / "owl").rename(photos / "e\u0301")
+    assert "\u00e9" in list_images(photos).columns["label"]
+
+
+@pytest.mark.parametrize("order", [("cls", "json", "txt"), ("txt", "json", "cls")])
+def test_a_class_says_more_of_the_label_than_a_caption(photos, order):
+    said = {"cls": "7", "json": '{"label": "bee", "shop": "\\ud800x"}', "txt": "a photo of a bee"}
+    with tarfile.open(photos / "shard.tar", "w") as archive:
+        archive.add(photos / "bee" / "0.png", "0.png")
+        for kind in order:
+            info = tarfile.TarInfo(f"0.{kind}")
+            info.size = len(said[kind])
+            archive.addfile(info, io.BytesIO(said[kind].encode()))
+    assert list_images(photos / "shard.tar").columns == {"label": ["7"], "shop": ["?x"]}

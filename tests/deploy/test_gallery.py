@@ -145,6 +145,24 @@ def test_what_another_process_added_stays(gallery):
     assert Gallery.open(gallery.folder).version == gallery.version != other.version
 
 
+def test_what_a_process_left_that_died_goes_and_is_not_in_the_way(tmp_path):
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    (folder / ".gallery.4242.json").write_text("{")
+    gallery = Gallery.create(folder, "bundle", 2)
+    (folder / ".000004.4242.npy").write_bytes(b"half")
+    texts = {name: ["a"] for name in ("path", "label", "modified")}
+    gallery.append(np.eye(1, 2, dtype=np.float32), texts)
+    assert not (folder / ".000004.4242.npy").exists()
+
+
+def test_a_description_of_another_kind_is_refused(tmp_path):
+    Gallery.create(tmp_path / "gallery", "bundle", 2)
+    (tmp_path / "gallery" / "gallery.json").write_text("[]")
+    with pytest.raises(ValueError, match="is of format None"):
+        Gallery.open(tmp_path / "gallery")
+
+
 def test_what_cannot_be_compared_is_refused(gallery, tmp_path):
     assert len(Gallery.create(gallery.folder, "bundle", 4)) == 8
     with pytest.raises(

@@ -8,6 +8,7 @@ import torch
 
 from unseen.deploy.gallery import Gallery
 from unseen.deploy.index.indexed import IndexedGallery, build_index, remove_index, searchable
+from unseen.files import refusing_lock
 
 pytest.importorskip("faiss")
 GRAPH = {"_target_": "unseen.deploy.index.faiss_kinds.Graph", "links": 16, "building_effort": 40}
@@ -111,7 +112,7 @@ def test_an_index_that_finds_too_little_is_refused_and_the_former_one_stays(gall
     with pytest.raises(ValueError, match=r"of the 10 nearest where 0.99 is wanted, however hard it tries"):
         build_index(gallery, rough, recall=0.99, k=10)
     assert (gallery.folder / "index" / "index.json").read_text() == before
-    assert not list(gallery.folder.glob(".index*"))
+    assert not list(gallery.folder.glob(".index.[0-9]*"))
     remove_index(gallery)
     assert searchable(gallery) is gallery
 
@@ -178,3 +179,60 @@ def test_what_was_removed_is_not_in_the_way_of_what_was_not(gallery, kind):
     found = searchable(gallery).search(queries, 10)
     assert (found.ids >= 0).all()
     assert share_found(found, gallery.search(queries, 10)) > 0.9
+
+
+def test_two_galleries_of_one_server_are_not_mixed_up(gallery, tmp_path, monkeypatch):
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    build_index(gallery, QDRANT, recall=0.9, k=10)
+    other = Gallery.create(tmp_path / "other", "bundle", 32)
+    add(other, 500, seed=5)
+    build_index(other, QDRANT, recall=0.9, k=10)
+    with pytest.raises(ValueError, match="another gallery was indexed under the same name"):
+        searchable(gallery)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    assert share_found(searchable(other).search(queries, 10), other.search(queries, 10)) == 1
+
+
+@pytest.mark.parametrize("kind", [GRAPH, COMPRESSED])
+def test_as_many_are_found_as_are_asked_for(gallery, kind):
+    measured = build_index(gallery, kind, recall=0.95, k=10)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    for k in (100, 500):
+        found = searchable(gallery).search(queries, k)
+        assert (found.ids >= 0).all()
+        assert share_found(found, gallery.search(queries, k)) > measured.recall - 0.1
+
+
+def test_vectors_of_any_length_are_compared_by_cosine(tmp_path):
+    gallery = Gallery.create(tmp_path / "gallery", "bundle", 32)
+    random = np.random.default_rng(0)
+    vectors = clustered(2000, seed=0) * random.uniform(0.1, 9, (2000, 1)).astype(np.float32)
+    names = [str(row) for row in range(2000)]
+    gallery.append(vectors, {"path": names, "label": names, "modified": names})
+    np.testing.assert_allclose(np.linalg.norm(gallery.embeddings, axis=1), 1, atol=1e-5)
+    assert build_index(gallery, GRAPH, recall=0.95, k=10).recall >= 0.95
+    queries = torch.from_numpy(7 * clustered(20, seed=3))
+    found, wanted = searchable(gallery).search(queries, 10), gallery.search(queries, 10)
+    np.testing.assert_allclose(found.similarities[:, 0], wanted.similarities[:, 0], atol=1e-6)
+
+
+def test_an_index_follows_its_gallery_as_it_changes(gallery):
+    build_index(gallery, GRAPH, recall=0.95, k=10)
+    indexed = searchable(gallery)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    add(gallery, 50, seed=3)
+    assert share_found(indexed.search(queries, 10), gallery.search(queries, 10)) > 0.9
+    gallery.remove(gallery.ids[-40:].tolist())
+    assert share_found(indexed.search(queries, 10), gallery.search(queries, 10)) > 0.9
+
+
+def test_two_processes_do_not_index_one_gallery_and_what_a_dead_one_left_goes(gallery):
+    (gallery.folder / ".index.4242").mkdir()
+    with (
+        refusing_lock(gallery.folder / ".index.lock", "held"),
+        pytest.raises(ValueError, match="Another process indexes gallery"),
+    ):
+        build_index(gallery, GRAPH, recall=0.9, k=10)
+    build_index(gallery, GRAPH, recall=0.9, k=10)
+    assert [path.name for path in gallery.folder.glob(".index.*")] == [".index.lock"]

@@ -67,6 +67,12 @@ def test_results_are_shown_and_written(model, gallery, photos, tmp_path, capsys)
     assert shown.count("similarity") == 3
 
 
+@pytest.mark.parametrize("name", ["found.csv", "found.parquet"])
+def test_a_query_whose_name_is_no_text_is_written(tmp_path, name):
+    write([{"query": "caf\udce9.png", "rank": 1}], tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 0
+
+
 def test_results_are_shown_letter_by_letter(capsys):
     show([{"query": "/photos/[old]/1.jpg", "path": "a[/b].jpg", "label": "[unknown]"}], most=1)
     shown = capsys.readouterr().out

@@ -35,13 +35,13 @@ def main(config: DictConfig) -> None:
         queries = embed_queries(model, str(config.query), crop=config.crop, fused=bool(config.fused))
         found = searchable(gallery).search(queries.embeddings, int(config.k), where)
         rows = rows_of(queries, found, gallery)
-        if not rows:
-            print("Nothing found: the gallery is empty, or none of its images has these texts.")
-        elif config.output is None:
-            show(rows, most=SHOWN)
-        else:
+        if config.output is not None:
             write(rows, Path(config.output))
             print(f"{len(queries.names)} queries. Written to {config.output}")
+        elif rows:
+            show(rows, most=SHOWN)
+        if not rows:
+            print("Nothing found: the gallery is empty, or none of its images has these texts.")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     folder = save(model, parts_of(record), output or run / "bundle")
     try:
         _check(folder, embedder, data)
-    except ValueError:
+    except BaseException:  # Ctrl-C too: what was not checked must not be there
         shutil.rmtree(folder)
         raise
     return folder

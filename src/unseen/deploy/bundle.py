@@ -142,6 +142,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"'{folder}' holds something already. Name a new folder, or remove it first.")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that died
     temporary.mkdir(parents=True)
     try:
         yield temporary

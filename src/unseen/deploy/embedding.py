@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from unseen.deploy.gallery import MODIFIED, PATH, Gallery, Known
-from unseen.deploy.listing import Listing, located
+from unseen.deploy.listing import LABEL, Listing, located
 from unseen.deploy.model import Model, starts
 from unseen.deploy.runners.local import Part, Runner, embed_here
-from unseen.files import replacing
+from unseen.files import refusing_lock, replacing
 
 SEGMENT = 2048
 """Images, or a batch more, that are saved at a time: what a crash can lose."""
@@ -62,18 +62,31 @@ def embed_images(
         runner: where they are embedded; by default here, on the device of the model.
 
     Raises:
-        ValueError: the gallery is of another bundle, or is being changed by another process; or the batch
-            size is no whole number from 1 upwards.
+        ValueError: the gallery is of another bundle, or another process embeds into it; a place is listed
+            twice with different texts; or the batch size is no whole number from 1 upwards.
         PassingError: an image cannot be read now, because of this machine.
     """
     starts(len(listing), batch_size)
-    gallery = Gallery.create(folder, str(model.facts["bundle"]), model.size)
+    first = _first_rows(listing)
+    bundle = str(model.facts["bundle"])
+    folder = Gallery.create(folder, bundle, model.size).folder
+    refusal = f"Another process embeds into gallery '{folder}'. Wait; the same command takes what is left."
+    with refusing_lock(folder / ".embedding.lock", refusal):
+        gallery = Gallery.create(folder, bundle, model.size)
+        return _embed(model, listing, first, gallery, batch_size, progress, runner)
+
+
+def _embed(
+    model: Model,
+    listing: Listing,
+    first: Mapping[str, int],
+    gallery: Gallery,
+    batch_size: int,
+    progress: Progress,
+    runner: Runner,
+) -> Outcome:
     changed = [_modified(place) for place in listing.places]
     known = gallery.known()
-    # A place that is listed twice is one image.
-    first: dict[str, int] = {}
-    for row, place in enumerate(listing.places):
-        first.setdefault(place, row)
     unreadable = {place: "its name is not UTF-8" for place in first if not _is_text(place)}
     todo = [
         row
@@ -83,15 +96,16 @@ def embed_images(
     progress(len(listing) - len(todo))
     again = set(todo)
     there = {place: row for place, row in first.items() if place in known and row not in again}
-    columns = {_own(name): values for name, values in listing.columns.items()}
-    _rewrite(gallery, columns, there, known)
+    said = _Said(_own_names(listing.columns), gallery, known)
+    _rewrite(gallery, said, there)
     embedded = 0
     for part in _pieces(runner(model, [listing.places[row] for row in todo], batch_size), progress):
         rows = [todo[row] for row in part.rows]
         unreadable |= part.unreadable
         if rows:
-            texts = {name: [values[row] for row in rows] for name, values in columns.items()}
-            texts |= {PATH: [listing.places[row] for row in rows], MODIFIED: [changed[row] for row in rows]}
+            places = [listing.places[row] for row in rows]
+            texts = said.texts(places, rows)
+            texts |= {PATH: places, MODIFIED: [changed[row] for row in rows]}
             replaced = [known[place].id for place in texts[PATH] if place in known]
             gallery.append(part.embeddings, texts, replaced)
             embedded += len(rows)
@@ -100,9 +114,87 @@ def embed_images(
     return Outcome(embedded, len(there), unreadable)
 
 
-def _own(name: str) -> str:
-    """The name in a gallery of a listing's column: what a gallery or a search says itself is not hidden."""
-    return f"given_{name}" if name in TAKEN else name
+def _first_rows(listing: Listing) -> dict[str, int]:
+    """Place → its first row; a place that is listed twice is one image.
+
+    Raises:
+        ValueError: it has other texts the second time: there may be several things in one picture.
+    """
+    first: dict[str, int] = {}
+    for row, place in enumerate(listing.places):
+        before = first.setdefault(place, row)
+        for name, values in listing.columns.items() if before != row else ():
+            if values[before] != values[row]:
+                raise ValueError(
+                    f"'{place}' is listed twice, with {name} '{values[before]}' and '{values[row]}'. A "
+                    "gallery holds an image once, as a whole: keep one row, or cut it into its parts."
+                )
+    return first
+
+
+def _own_names(columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """A listing's columns as a gallery has them: what a gallery or a search says itself is not hidden."""
+    named = {name: values for name, values in columns.items() if name not in TAKEN}
+    for name in columns:
+        if name in TAKEN:
+            given = f"given_{name}"
+            while given in named:
+                given = f"given_{given}"
+            named[given] = columns[name]
+    return named
+
+
+class _Said:
+    """What is known of images: what a listing says, else what the gallery knows already.
+
+    A listing says nothing of columns that it lacks, and by an empty label: that of a part of a folder, or of
+    a table without labels, would else take away what a whole one had said.
+
+    Args:
+        columns: of the listing.
+        gallery: of the moment before anything changes.
+        known: place → what the gallery knows of the file.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Sequence[str]], gallery: Gallery, known: Mapping[str, Known]
+    ) -> None:
+        self._listed, self._known, self._ids = columns, known, gallery.ids
+        self._before = {name: gallery.column(name) for name in gallery.columns if name != PATH}
+
+    def texts(self, places: Sequence[str], rows: Sequence[int]) -> dict[str, list[str]]:
+        """Column → the texts of images.
+
+        Args:
+            places: of the images.
+            rows: of the listing, in the same order.
+        """
+        before = self.before(places)
+        texts = dict(before)
+        for name, values in self._listed.items():
+            old = before.get(name, [""] * len(rows))
+            texts[name] = [
+                (values[row] or one) if name == LABEL else values[row]
+                for row, one in zip(rows, old, strict=True)
+            ]
+        return texts
+
+    def before(self, places: Sequence[str]) -> dict[str, list[str]]:
+        """Column → the texts that the gallery has of images, empty for those that are new."""
+        there = [self._known[place].id if place in self._known else -1 for place in places]
+        at = np.searchsorted(self._ids, there)
+        return {
+            name: ["" if id < 0 else str(values[row]) for id, row in zip(there, at, strict=True)]
+            for name, values in self._before.items()
+        }
+
+    def id_of(self, place: str) -> int:
+        """Of an image that is known."""
+        return self._known[place].id
+
+    def modified(self, place: str) -> str:
+        """When and how large its file was."""
+        return self._known[place].modified
 
 
 def _is_text(place: str) -> bool:
@@ -114,31 +206,27 @@ def _is_text(place: str) -> bool:
     return True
 
 
-def _rewrite(
-    gallery: Gallery,
-    columns: Mapping[str, Sequence[str]],
-    there: Mapping[str, int],
-    known: Mapping[str, Known],
-) -> None:
+def _rewrite(gallery: Gallery, said: _Said, there: Mapping[str, int]) -> None:
     """Give images that are there the texts of the listing, where it says something else by now.
 
     Args:
         gallery: with the images.
-        columns: of the listing.
+        said: what is known of them.
         there: place → row of the listing.
-        known: place → what the gallery knows of the file.
     """
-    rows = np.searchsorted(gallery.ids, [known[place].id for place in there])
-    changed = np.zeros(len(there), dtype=bool)
-    for name, values in columns.items():
-        said = np.array([values[row] for row in there.values()], dtype=np.object_)
-        changed |= gallery.column(name)[rows] != said if name in gallery.columns else True
-    if not changed.any():
+    places = list(there)
+    texts, before = said.texts(places, list(there.values())), said.before(places)
+    changed = np.zeros(len(places), dtype=bool)
+    for name, values in texts.items():
+        changed |= np.array(values, dtype=np.object_) != np.array(before.get(name), dtype=np.object_)
+    rows = np.flatnonzero(changed)
+    if not len(rows):
         return
-    places = [place for place, differs in zip(there, changed, strict=True) if differs]
-    texts = {name: [values[there[place]] for place in places] for name, values in columns.items()}
-    texts |= {PATH: places, MODIFIED: [known[place].modified for place in places]}
-    gallery.append(gallery.embeddings[rows[changed]], texts, [known[place].id for place in places])
+    others = [places[row] for row in rows]
+    now = {name: [values[row] for row in rows] for name, values in texts.items()}
+    now |= {PATH: others, MODIFIED: [said.modified(place) for place in others]}
+    ids = [said.id_of(place) for place in others]
+    gallery.append(gallery.embeddings[np.searchsorted(gallery.ids, ids)], now, ids)
 
 
 def _pieces(parts: Iterator[Part], progress: Progress) -> Iterator[Part]:

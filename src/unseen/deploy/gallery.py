@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen.deploy.listing import LABEL, Where, matching, pyarrow
-from unseen.files import replacing
+from unseen.files import refusing_lock, replacing
 from unseen.retrieval import search
 
 FORMAT = 1
@@ -33,6 +32,8 @@ FEW = 8
 """Segments that are read as fast as one; more are joined."""
 COPIED = 65_536
 """Rows in memory while segments are joined."""
+ROUNDED = 1e-5
+"""What the length of an embedding may be off 1 by."""
 PATH, MODIFIED = "path", "modified"
 
 
@@ -87,18 +88,17 @@ class Gallery:
         """
         path = Path(folder).expanduser() / DESCRIPTION
         try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            state: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ValueError(
                 f"gallery={folder}: there is no {DESCRIPTION} in it. Make one: "
                 f"unseen embed bundle=… images=… gallery={folder}"
             ) from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"'{path}' is not the description of a gallery: {error}.") from error
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"'{path}' is of format {state.get('format')}; this version of unseen reads {FORMAT}."
-            )
+        form = state.get("format") if isinstance(state, dict) else None
+        if form != FORMAT:
+            raise ValueError(f"'{path}' is of format {form}; this version of unseen reads {FORMAT}.")
         try:
             gallery = cls(path.parent, state)
             len(gallery)
@@ -120,7 +120,8 @@ class Gallery:
             gallery = cls.open(folder)
             gallery.require(bundle)
             return gallery
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # Hidden names are of another process that creates it, or of one that died.
+        if folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir())):
             raise ValueError(f"gallery={folder} holds something that is no gallery. Name a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
         empty = {"segments": [], "removed": [], "next_id": 0, "changes": 0}
@@ -243,7 +244,7 @@ class Gallery:
         """Add images, with new ids.
 
         Args:
-            embeddings: `(n, d)`.
+            embeddings: `(n, d)`; they are brought to length 1.
             columns: `n` texts each: `path`, `label`, `modified` and more.
             replaced: ids of images that these take the place of.
         """
@@ -251,7 +252,7 @@ class Gallery:
             name = f"{state['changes']:06d}"
             ids = np.arange(state["next_id"], state["next_id"] + len(embeddings))
             with replacing(self.folder / f"{name}.npy") as temporary:
-                np.save(temporary, np.ascontiguousarray(embeddings, dtype=np.float32))
+                np.save(temporary, unit(embeddings))
             self._write_table(name, ids, columns)
             state["removed"] = sorted({*state["removed"], *map(int, replaced)})
             state["next_id"] += len(embeddings)
@@ -337,12 +338,8 @@ class Gallery:
         Raises:
             ValueError: another process is changing the gallery.
         """
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"Another process is changing gallery '{self.folder}'. Wait for it.") from error
-        try:
+        refusal = f"Another process is changing gallery '{self.folder}'. Wait for it."
+        with refusing_lock(self.folder / ".lock", refusal):
             written = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
             if written != self._state:
                 self._become(written)
@@ -351,8 +348,6 @@ class Gallery:
             self._write(state)
             self._become(state)
             self._sweep()
-        finally:
-            lock.release()
 
     def _write(self, state: dict[str, Any]) -> None:
         with replacing(self.folder / DESCRIPTION) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -371,9 +366,18 @@ class Gallery:
 
     def _sweep(self) -> None:
         """Delete segments that the description no longer names, also those of whoever died."""
-        for path in self.folder.glob("[0-9]*.*"):
+        unfinished = self.folder.glob(".[0-9]*.*")
+        for path in itertools.chain(self.folder.glob("[0-9]*.*"), unfinished):
             if path.suffix in (".npy", ".parquet") and path.stem not in self._state["segments"]:
                 path.unlink(missing_ok=True)
+
+
+def unit(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Of length 1; those that are, but for rounding, stay as they are, and zeros too."""
+    given = np.ascontiguousarray(embeddings, dtype=np.float32)
+    lengths = np.linalg.norm(given, axis=1, keepdims=True)
+    is_other = (np.abs(lengths - 1) > ROUNDED) & (lengths > 0)
+    return np.where(is_other, given / np.where(is_other, lengths, 1), given) if is_other.any() else given
 
 
 def nothing(queries: int, k: int) -> Found:

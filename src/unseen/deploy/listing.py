@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from unseen.data.images import Pixels, read_image, unreadable
 from unseen.data.manifest import SAVED, Manifest
 from unseen.data.pixels import to_pixels
-from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images
+from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images, normal
 
 INSIDE = "::"
 """Between a tar file and what lies in it: `shard-000.tar::0001.jpg`."""
@@ -69,8 +70,8 @@ def matching(columns: Mapping[str, Iterable[str]], where: Where, count: int) -> 
     for name, wanted in where.items():
         if name not in columns:
             raise ValueError(f"There is no column '{name}'. Columns: {', '.join(columns)}.")
-        texts = {wanted} if isinstance(wanted, str) else set(wanted)
-        chosen &= np.array([text in texts for text in columns[name]], dtype=bool)
+        texts = set(map(normal, [wanted] if isinstance(wanted, str) else wanted))
+        chosen &= np.array([normal(text) in texts for text in columns[name]], dtype=bool)
     return np.flatnonzero(chosen)
 
 
@@ -85,7 +86,7 @@ def list_images(source: str | Path) -> Listing:
             the `manifest.csv` of a run (columns `label`, the class, and `role`: train, query, gallery, test).
 
     Raises:
-        ValueError: there is no such source, it holds no image, or a table has no `path`.
+        ValueError: there is no such source, it holds no image, or a table has no `path` or cannot be read.
     """
     path = Path(source).expanduser().resolve()
     if not path.exists():
@@ -135,18 +136,16 @@ def _read(path: Path) -> Listing:
     if path.suffix == ".csv" and path.read_bytes()[: len(SAVED)] == SAVED.encode():
         return _of_manifest(path)
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            return _of_table(path, {name: [] for name in reader.fieldnames or ()}, reader)
+        return _of_table(path, *_read_csv(path))
     if path.suffix == ".parquet":
         table = pyarrow().parquet.read_table(path)
-        return _of_table(path, {name: [] for name in table.column_names}, table.to_pylist())
+        return _of_table(path, table.column_names, table.to_pylist())
     raise ValueError(f"images={path}: wanted a folder, a .csv, a .parquet or a .tar.")
 
 
 def _of_folder(folder: Path) -> Listing:
     found = find_images(folder, folder)
-    labels = [PurePosixPath(name).parts[0] if "/" in name else "" for name in found]
+    labels = [normal(PurePosixPath(name).parts[0]) if "/" in name else "" for name in found]
     return Listing([str(folder / name) for name in found], {LABEL: labels})
 
 
@@ -162,14 +161,40 @@ def _of_manifest(path: Path) -> Listing:
     return Listing(places, {LABEL: labels, "role": list(map(str, manifest.roles))})
 
 
-def _of_table(path: Path, columns: dict[str, list[str]], rows: object) -> Listing:
-    if "path" not in columns:
-        raise ValueError(f"'{path}' has the columns {', '.join(columns) or '(none)'}; 'path' is missing.")
-    for row in rows:  # type: ignore[attr-defined]
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Its columns and rows.
+
+    Raises:
+        ValueError: a quote does not end, a row is longer than the header, or it is not UTF-8.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        try:
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"'{path}' line {reader.line_num} cannot be read ({error}). A field in quotes ends with a "
+                "quote, and the text is UTF-8."
+            ) from error
+    longer = next((number for number, row in enumerate(rows, start=1) if None in row), None)
+    if longer is not None:
+        raise ValueError(f"'{path}' row {longer} has more fields than the header.")
+    return columns, rows
+
+
+def _of_table(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Listing:
+    if "path" not in names:
+        raise ValueError(f"'{path}' has the columns {', '.join(names) or '(none)'}; 'path' is missing.")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{path}' has two columns '{doubled[0]}': rename or remove one.")
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for row in rows:
         for name, values in columns.items():
             values.append("" if row[name] is None else str(row[name]))
     places = [str(path.parent / name) for name in columns.pop("path")]
-    return Listing(places, {LABEL: [""] * len(places), **columns})
+    labels = [normal(label) for label in columns.pop(LABEL, [""] * len(places))]
+    return Listing(places, {LABEL: labels, **columns})
 
 
 def _of_archives(archives: list[Path]) -> Listing:
@@ -185,7 +210,7 @@ def _of_archives(archives: list[Path]) -> Listing:
 
 def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """WebDataset: files of one sample have one name up to the first dot."""
-    facts: dict[str, dict[str, str]] = {}
+    facts: dict[str, dict[str, dict[str, str]]] = {}
     images: list[tuple[str, str]] = []
     with archive.open("rb") as file:
         for name, (offset, size) in _members(archive).items():
@@ -195,9 +220,12 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 images.append((key, name))
             elif kind in ("cls", "txt", "json"):
                 file.seek(offset)
-                facts.setdefault(key, {}).update(_facts(kind, file.read(size)))
+                facts.setdefault(key, {})[kind] = _facts(kind, file.read(size))
     for key, name in images:
-        yield f"{archive}{INSIDE}{name}", facts.get(key, {})
+        of_kinds = facts.get(key, {})
+        # A class says more of the label than what else is known, and that more than a caption.
+        said = [of_kinds[kind] for kind in ("txt", "json", "cls") if kind in of_kinds]
+        yield f"{archive}{INSIDE}{name}", {name: text for one in said for name, text in one.items()}
 
 
 def _facts(kind: str, content: bytes) -> dict[str, str]:
@@ -209,7 +237,12 @@ def _facts(kind: str, content: bytes) -> dict[str, str]:
     except ValueError:
         return {}
     plain = values.items() if isinstance(values, dict) else ()
-    return {str(name): str(value) for name, value in plain if isinstance(value, str | int | float)}
+    # JSON may hold halves of letters, which no table can.
+    return {
+        str(name): str(value).encode(errors="replace").decode()
+        for name, value in plain
+        if isinstance(value, str | int | float)
+    }
 
 
 def _members(archive: Path) -> dict[str, tuple[int, int]]:

@@ -142,9 +142,9 @@ def starts(count: int, batch_size: int) -> range:
     Raises:
         ValueError: the batch size is no whole number from 1 upwards.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: wanted a whole number from 1 upwards.")
-    return range(0, count, batch_size)
+    return range(0, count, int(batch_size))
 
 
 def as_device(name: str | torch.device) -> torch.device:
@@ -197,7 +197,7 @@ def _check_several(images: Any) -> None:
 
 def _reader(images: Any) -> Callable[[int], Pixels]:
     """Position → pixels, whatever holds the images."""
-    if hasattr(images, "ndim"):
+    if getattr(images, "ndim", 1) != 1:  # one axis: an array of paths
         return ConvertedImages(images).__getitem__
     known = list(images)
 

@@ -64,14 +64,18 @@ def write(rows: Rows, path: Path, columns: Sequence[str] = ("query",)) -> None:
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
             arrow = pyarrow()
-            arrow.parquet.write_table(
-                arrow.table({name: [row[name] for row in rows] for name in names}), temporary
-            )
+            texts = {name: [_letters(row[name]) for row in rows] for name in names}
+            arrow.parquet.write_table(arrow.table(texts), temporary)
             return
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _letters(value: Any) -> Any:
+    """A file name may hold bytes that are no text, which Parquet refuses."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _text(value: Any) -> str:

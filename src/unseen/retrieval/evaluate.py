@@ -204,7 +204,7 @@ def _compare(
 def _count_relevant(labels: Tensor, gallery_labels: Tensor, own: Tensor) -> Tensor:
     """`(N,)` int64: gallery items of each query's label, itself excluded; `own` is -1 where it is absent."""
     known, sizes = gallery_labels.unique(return_counts=True)
-    place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
+    place = torch.searchsorted(known, labels.contiguous()).clamp(max=len(known) - 1)
     return torch.where(known[place] == labels, sizes[place], 0) - (own >= 0).long()
 
 

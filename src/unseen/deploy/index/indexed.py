@@ -19,6 +19,7 @@ from torch import Tensor
 from unseen.deploy.gallery import Found, Gallery, Where, nothing
 from unseen.deploy.index.contract import Index, Kind
 from unseen.deploy.parts import made
+from unseen.files import refusing_lock
 
 FOLDER, DESCRIPTION = "index", "index.json"
 SAMPLE = 500
@@ -57,12 +58,13 @@ class IndexedGallery:
         gallery: of any state later than the index.
         index: of an earlier or the same state.
         known: the first id that the index does not know.
-        effort: of its search.
+        effort: of its search, by which it finds enough of the `tuned_for` nearest.
+        tuned_for: for more neighbours it tries as many times harder.
     """
 
-    def __init__(self, gallery: Gallery, index: Index, known: int, effort: int) -> None:
-        self.gallery, self.index, self.known, self.effort = gallery, index, known, effort
-        self._new = np.flatnonzero(gallery.ids >= known)
+    def __init__(self, gallery: Gallery, index: Index, known: int, effort: int, tuned_for: int) -> None:
+        self.gallery, self.index, self.known = gallery, index, known
+        self.effort, self.tuned_for = effort, tuned_for
 
     def search(self, queries: Tensor, k: int, where: Where | None = None) -> Found:
         """As `Gallery.search`; where only some images are searched among, exactly."""
@@ -71,17 +73,19 @@ class IndexedGallery:
         if len(self.gallery) == 0:
             return nothing(len(queries), k)
         vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
-        new = self._rows(self.gallery.search_rows(queries, k, self._new).ids)
-        asked = k
+        later = np.flatnonzero(self.gallery.ids >= self.known)
+        new = self._rows(self.gallery.search_rows(queries, k, later).ids)
+        wanted = min(k, len(self.gallery) - len(later))
+        asked, effort = k, self.effort * -(-k // self.tuned_for)
         while True:
-            ids = self.index.candidates(vectors, asked, self.effort)
-            rows = self._rows(ids)
-            # What was removed is still in the index, and in the way of what was not.
-            short = (rows >= 0).sum(axis=1) < k
-            removed = ((ids >= 0) & (rows < 0)).any(axis=1)
-            if asked >= self.known or not (short & removed).any():
+            rows = self._rows(self.index.candidates(vectors, asked, effort))
+            # What was removed is still in the index, in the way of what was not; and the part of it that was
+            # looked at may hold too few.
+            if not ((rows >= 0).sum(axis=1) < wanted).any():
                 return _decide(self.gallery, vectors, np.concatenate([rows, new], axis=1), k)
-            asked *= 2
+            if asked >= self.known and effort >= MOST:
+                return self.gallery.search(queries, k)
+            asked, effort = min(2 * asked, max(self.known, k)), 2 * effort
 
     def _rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of the gallery, −1 where it has no such id."""
@@ -106,8 +110,15 @@ def build_index(gallery: Gallery, description: Mapping[str, Any], *, recall: flo
     if not 0 < recall <= 1:
         raise ValueError(f"recall={recall}: wanted a share above 0, at most 1.")
     kind = made_kind(description)
+    refusal = f"Another process indexes gallery '{gallery.folder}'. Wait for it."
+    with refusing_lock(gallery.folder / ".index.lock", refusal):
+        for unfinished in gallery.folder.glob(f".{FOLDER}.[0-9]*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return _build(gallery, kind, description, recall, k)
+
+
+def _build(gallery: Gallery, kind: Kind, description: Mapping[str, Any], recall: float, k: int) -> Measured:
     temporary = gallery.folder / f".{FOLDER}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         index = kind.build(gallery, temporary)
@@ -120,11 +131,19 @@ def build_index(gallery: Gallery, description: Mapping[str, Any], *, recall: flo
         }
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=2), encoding="utf-8")
         index.publish()
-        remove_index(gallery)
-        os.replace(temporary, gallery.folder / FOLDER)
+        _replace(gallery.folder / FOLDER, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return measured
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put a new folder in the place of one that may be there, with nothing slow between."""
+    former = new.with_name(f"{new.name}.former")
+    if folder.exists():
+        os.replace(folder, former)
+    os.replace(new, folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def remove_index(gallery: Gallery) -> None:
@@ -144,7 +163,10 @@ def searchable(gallery: Gallery) -> Gallery | IndexedGallery:
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         index = made_kind(content["kind"]).load(gallery, folder)
-        return IndexedGallery(gallery, index, int(content["known"]), int(content["measured"]["effort"]))
+        measured = content["measured"]
+        return IndexedGallery(
+            gallery, index, int(content["known"]), int(measured["effort"]), int(measured["k"]) + 1
+        )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
             f"The index of gallery '{gallery.folder}' cannot be used ({error}). Make it again: "
@@ -171,7 +193,7 @@ def _tuned(gallery: Gallery, index: Index, recall: float, k: int, folder: Path) 
     exact = (time.perf_counter() - start) / len(rows)
     effort, found = 1, 0.0
     while effort <= MOST:
-        indexed = IndexedGallery(gallery, index, int(gallery.ids[-1]) + 1, effort)
+        indexed = IndexedGallery(gallery, index, int(gallery.ids[-1]) + 1, effort, k + 1)
         start = time.perf_counter()
         answer = indexed.search(queries, k + 1)
         seconds = (time.perf_counter() - start) / len(rows)

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from unseen.deploy.gallery import Gallery
 
+NAMED = "collection.txt"
+"""Has the name under which a collection was written."""
 UPLOADED = 1024
 """Points that are sent at a time."""
 
@@ -55,13 +57,21 @@ class Qdrant:
                     payloads=[{name: texts[row] for name, texts in columns.items()} for row in rows],
                 ),
             )
+        (folder / NAMED).write_text(name, encoding="utf-8")
         return QdrantIndex(client, name, self.collection, self.url is not None)
 
     def load(self, gallery: Gallery, folder: Path) -> QdrantIndex:
         client = self._client(folder)
         with _answering(self.url):
-            client.get_aliases()
-        return QdrantIndex(client, self.collection, self.collection, self.url is not None)
+            there = {one.name for one in client.get_collections().collections}
+        # Not by the alias, which leads to whatever was indexed last: perhaps another gallery.
+        name = (folder / NAMED).read_text(encoding="utf-8")
+        if name not in there:
+            raise ValueError(
+                f"its collection '{name}' is gone: another gallery was indexed under the same name. Give "
+                "each gallery its own: index.collection=<name>"
+            )
+        return QdrantIndex(client, name, self.collection, self.url is not None)
 
     def _client(self, folder: Path) -> Any:
         if self.url is None:
