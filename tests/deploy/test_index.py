@@ -236,3 +236,18 @@ def test_two_processes_do_not_index_one_gallery_and_what_a_dead_one_left_goes(ga
         build_index(gallery, GRAPH, recall=0.9, k=10)
     build_index(gallery, GRAPH, recall=0.9, k=10)
     assert [path.name for path in gallery.folder.glob(".index.*")] == [".index.lock"]
+
+
+@pytest.mark.slow
+def test_a_store_without_a_server_is_read_while_it_is_replaced(tmp_path):
+    pytest.importorskip("qdrant_client")
+    gallery = Gallery.create(tmp_path / "gallery", "bundle", 32)
+    add(gallery, 300, seed=0)
+    build_index(gallery, QDRANT, recall=0.9, k=10)
+    before = searchable(gallery)
+    add(gallery, 100, seed=3)
+    build_index(gallery, QDRANT, recall=0.9, k=10)
+    queries = torch.from_numpy(clustered(20, seed=3))
+    wanted = gallery.search(queries, 10)
+    for indexed in (before, searchable(gallery)):
+        assert share_found(indexed.search(queries, 10), wanted) == 1

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from numpy.typing import NDArray
 
 from unseen.deploy.gallery import Gallery
 
+STORE = "qdrant"
+"""Folder of the collections of Qdrant's mode without a server."""
 NAMED = "collection.txt"
 """Has the name under which a collection was written."""
 UPLOADED = 1024
@@ -61,7 +66,12 @@ class Qdrant:
         return QdrantIndex(client, name, self.collection, self.url is not None)
 
     def load(self, gallery: Gallery, folder: Path) -> QdrantIndex:
-        client = self._client(folder)
+        copied = None
+        if (folder / STORE).is_dir():
+            # Without a server who opens a store keeps it for himself: others could neither search nor index.
+            copied = tempfile.TemporaryDirectory(prefix="unseen-qdrant-")
+            shutil.copytree(folder / STORE, Path(copied.name) / STORE, ignore=shutil.ignore_patterns(".lock"))
+        client = self._client(folder if copied is None else Path(copied.name))
         with _answering(self.url):
             there = {one.name for one in client.get_collections().collections}
         # Not by the alias, which leads to whatever was indexed last: perhaps another gallery.
@@ -71,11 +81,11 @@ class Qdrant:
                 f"its collection '{name}' is gone: another gallery was indexed under the same name. Give "
                 "each gallery its own: index.collection=<name>"
             )
-        return QdrantIndex(client, name, self.collection, self.url is not None)
+        return QdrantIndex(client, name, self.collection, self.url is not None, copied)
 
     def _client(self, folder: Path) -> Any:
         if self.url is None:
-            return _qdrant().QdrantClient(path=str(folder / "qdrant"))
+            return _qdrant().QdrantClient(path=str(folder / STORE))
         return _qdrant().QdrantClient(url=self.url, api_key=os.environ.get("QDRANT_API_KEY"))
 
 
@@ -88,12 +98,19 @@ class QdrantIndex:
         collection: its name, or the alias.
         alias: that it is to be found under.
         approximate: effort means something to it; without a server it looks at all vectors.
+        copied: folder of the copy that it reads, if it does; goes with it.
     """
 
     client: Any
     collection: str
     alias: str
     approximate: bool
+    copied: tempfile.TemporaryDirectory[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.copied is not None:
+            # Qdrant's own end of a client that nobody closed comes too late, and complains.
+            weakref.finalize(self, self.client.close)
 
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
         models = _qdrant().models
