@@ -25,16 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def refusing_lock(path: Path, refusal: str) -> Iterator[None]:
+def refusing_lock(path: Path, refusal: str, patience: float = 0) -> Iterator[None]:
     """Hold the lock file `path`, which stays.
 
+    Args:
+        path: of the lock.
+        refusal: what is said where another process holds it.
+        patience: seconds to wait for it.
+
     Raises:
-        ValueError: another process holds it; with the words given.
+        ValueError: another process holds it.
         OSError: the lock cannot be written.
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise ValueError(refusal) from error
     try:

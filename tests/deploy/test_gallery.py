@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen.deploy.gallery import Gallery
+from unseen.files import refusing_lock
 
 
 def columns(names, labels=None):
@@ -135,6 +137,29 @@ def test_killed_at_any_moment_it_is_whole(gallery):
         left.remove(left.ids[-1:].tolist())
         named = set(json.loads((left.folder / "gallery.json").read_text())["segments"])
         assert {path.stem for path in left.folder.glob("[0-9]*.*")} == named
+
+
+def test_a_change_waits_for_another_one_but_not_for_ever(gallery, monkeypatch):
+    held, given_back = threading.Event(), threading.Event()
+
+    def hold():
+        with refusing_lock(gallery.folder / ".lock", "held"):
+            held.set()
+            given_back.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    first, second = gallery.ids[:2].tolist()
+    with monkeypatch.context() as hurried:
+        hurried.setattr("unseen.deploy.gallery.PATIENCE", 0.1)
+        with pytest.raises(ValueError, match="Another process is changing gallery"):
+            gallery.remove([first])
+    threading.Timer(0.2, given_back.set).start()
+    gallery.remove([second])
+    other.join()
+    assert gallery.ids[0] == first
+    assert second not in gallery.ids
 
 
 def test_what_another_process_added_stays(gallery):

@@ -20,9 +20,9 @@ from PIL import Image
 
 from unseen.report.comparison import compare
 from unseen.report.page import write_page
-from unseen.report.page.content import command, page_content
+from unseen.report.page.content import page_content
 from unseen.report.page.run_files import MOST_POINTS, MOST_SHEETS, read_curves
-from unseen.report.runs import load_runs
+from unseen.report.runs import command, load_runs
 from unseen.tracking.record import RunRecord
 from unseen.tracking.sheet import RetrievalSheet, SheetRow
 

@@ -69,6 +69,13 @@ def test_a_record_is_as_readable_as_any_file(tmp_path):
     assert (tmp_path / "record.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_path_that_is_no_text_is_kept(tmp_path):
+    config = {"data": {"root": "/photos/caf\udce9", "name": "Hérisson"}}
+    example(config=config).save(tmp_path / "record.json")
+    assert RunRecord.load(tmp_path / "record.json").config == config
+    assert "Hérisson" in (tmp_path / "record.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "{"])
 def test_what_is_no_record_is_refused(text, tmp_path):
     path = tmp_path / "record.json"

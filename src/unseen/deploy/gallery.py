@@ -32,6 +32,8 @@ FEW = 8
 """Segments that are read as fast as one; more are joined."""
 COPIED = 65_536
 """Rows in memory while segments are joined."""
+PATIENCE = 60.0
+"""Seconds that a change waits for another one: long work is not to end because of a short one."""
 ROUNDED = 1e-5
 """What the length of an embedding may be off 1 by."""
 PATH, MODIFIED = "path", "modified"
@@ -339,7 +341,7 @@ class Gallery:
             ValueError: another process is changing the gallery.
         """
         refusal = f"Another process is changing gallery '{self.folder}'. Wait for it."
-        with refusing_lock(self.folder / ".lock", refusal):
+        with refusing_lock(self.folder / ".lock", refusal, PATIENCE):
             written = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
             if written != self._state:
                 self._become(written)

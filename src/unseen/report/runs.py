@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from unseen.tracking.record import RunRecord, essential, flattened
 RECORD = "record.json"
 FROZEN = "job.yaml"
 """The config of a sweep's job; without a record beside it the job has not ended."""
+PYTHON_ONLY = "collection"
+"""The choice of `data` of a run that was started from Python, which no command line can repeat."""
 NOTHING = "none"
 """Value of a group that was chosen to be empty, and of a key that a run does not have."""
 
@@ -130,6 +133,17 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> Runs:
 def as_text(value: Any) -> str:
     """A value of a config as people type it."""
     return NOTHING if value is None or value == "None" else str(value)
+
+
+def command(run: Run) -> str | None:
+    """What starts the run again; none for a run that Python started with objects of its own."""
+    if run.record.choices.get("data") == PYTHON_ONLY:
+        return None
+    # A choice that is a default of this version may be none of the next: the seed is always said.
+    typed = [override for override in run.record.overrides if not override.startswith("run_folder=")]
+    if not any(override.lstrip("+").startswith("seed=") for override in typed):
+        typed.append(f"seed={run.seed}")
+    return shlex.join(["unseen", "train", *typed])
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -6,12 +6,11 @@ Averages in the panels are W&B's own, of the runs that were logged there; the ta
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unseen.report.comparison import Comparison
-from unseen.report.runs import Run, Runs
+from unseen.report.runs import Run, Runs, command
 from unseen.report.tables import markdown
 from unseen.tracking.dashboards.card import IDENTITY_FILE
 from unseen.tracking.table import metric_title
@@ -112,7 +111,7 @@ def report(comparison: Comparison, runs: Runs, project: str, entity: str) -> Rep
     grid = panels.PanelGrid(
         runsets=[runs_shown], panels=[panel for _, found in _sections(comparison, panels) for panel in found]
     )
-    commands = [shlex.join(["unseen", "train", *run.record.overrides]) for run in runs.finished]
+    commands = [typed for run in runs.finished if (typed := command(run)) is not None]
     if len(commands) > MOST_COMMANDS:
         left_out = len(commands) - MOST_COMMANDS
         commands[MOST_COMMANDS:] = [f"# and {left_out} more: each record.json has its overrides"]

@@ -338,7 +338,7 @@ def _record_failure(run: Run, error: BaseException, status: str) -> None:
     record = dataclasses.replace(run.record or _bare_record(run), status=status, error=message)
     try:
         record.save(run.folder / "record.json")
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         log.warning("The record of the failure cannot be written: %s", problem)
 
 

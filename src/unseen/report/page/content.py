@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -18,11 +17,8 @@ from unseen.report.explorer import ERRORS
 from unseen.report.notes import notes
 from unseen.report.page.classes import class_values
 from unseen.report.page.run_files import curves, sheets
-from unseen.report.runs import Run, Runs, as_text
+from unseen.report.runs import Run, Runs, as_text, command
 from unseen.tracking.table import SPLITS, metric_title
-
-PYTHON_ONLY = "collection"
-"""The choice of `data` of a run that was started from Python, which no command line can repeat."""
 
 
 def page_content(comparison: Comparison, runs: Runs, beside: Path) -> dict[str, Any]:
@@ -91,17 +87,6 @@ def page_content(comparison: Comparison, runs: Runs, beside: Path) -> dict[str, 
         "sheets": chosen_sheets,
         "thumbnails": thumbnails,
     }
-
-
-def command(run: Run) -> str | None:
-    """What starts the run again; none for a run that Python started with objects of its own."""
-    if run.record.choices.get("data") == PYTHON_ONLY:
-        return None
-    # A choice that is a default of this version may be none of the next: the seed is always said.
-    typed = [override for override in run.record.overrides if not override.startswith("run_folder=")]
-    if not any(override.lstrip("+").startswith("seed=") for override in typed):
-        typed.append(f"seed={run.seed}")
-    return shlex.join(["unseen", "train", *typed])
 
 
 def _compared(comparison: Comparison, numbers: Mapping[Path, int]) -> dict[int, tuple[str, str]]:
