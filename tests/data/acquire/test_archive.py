@@ -50,6 +50,13 @@ def test_unpacks_every_kind(tmp_path: Path, name: str) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = make_zip(tmp_path / "inner.zip", {"inner.txt": b"1"}).read_bytes()
+    members = {"images/1.jpg": b"2", "labels.zip": inner}
+    unpack(make_tar(tmp_path / "x.tar", members, "w"), tmp_path / "out")
+    assert files(tmp_path / "out") == members
+
+
 @pytest.mark.parametrize("suffix", ["zip", "tgz"])
 def test_what_unpacks_to_so_much_more_that_it_would_fill_the_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str

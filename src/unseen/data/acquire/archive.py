@@ -93,10 +93,11 @@ def remove_leftovers(archive: Path, folder: Path) -> None:
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    if zipfile.is_zipfile(archive):
-        return _zip_members(archive)
+    # A tar is known by its beginning. A zip is by its end, where a tar may hold one as its last member.
     if tarfile.is_tarfile(archive):
         return _tar_members(archive)
+    if zipfile.is_zipfile(archive):
+        return _zip_members(archive)
     with archive.open("rb") as stream:
         start = stream.read(20)
     raise ArchiveError(
