@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -139,6 +142,29 @@ def test_a_damaged_member_of_a_zip_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="broken"):
         unpack(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def damaged_header(whole: bytes) -> bytes:
+    return whole[:1024] + bytes([whole[1024] ^ 0xFF]) + whole[1025:]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("broken", [lambda whole: whole[:1024], lambda whole: whole[:1300], damaged_header])
+def test_a_tar_whose_members_end_too_soon_leaves_nothing(
+    tmp_path: Path, broken: Callable[[bytes], bytes], compress: Callable[[bytes], bytes]
+) -> None:
+    path = make_tar(tmp_path / "x.tar", {"1.jpg": b"1" * 512, "2.jpg": b"2" * 512}, "w")
+    path.write_bytes(compress(broken(path.read_bytes())))
+    with pytest.raises(ArchiveError, match=r"broken or incomplete \(it was cut .* get it again"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_block_of_zeros_ends_a_tar(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.tar", {"1.jpg": b"1" * 512}, "w")
+    path.write_bytes(path.read_bytes()[: 1024 + 512])
+    unpack(path, tmp_path / "out")
+    assert files(tmp_path / "out") == {"1.jpg": b"1" * 512}
 
 
 def test_a_web_page_is_not_an_archive(tmp_path: Path) -> None:
