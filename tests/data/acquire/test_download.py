@@ -301,6 +301,27 @@ def test_an_unchanged_file_is_continued_though_its_version_is_not_repeated(
     assert server.ranges == [None, "bytes=1000-"]
 
 
+@pytest.mark.parametrize("published", [None, len(CONTENT)])
+def test_a_part_of_a_file_whose_length_is_not_said_must_come_to_its_end(
+    server: Server, tmp_path: Path, published: int | None
+) -> None:
+    def serve(handler: Handler, request: int) -> bool:
+        if request == 1:
+            return break_off_after(1_000_000)(handler, request)
+        start = request * 1_000_000 - 1_000_000
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/*")
+        handler.end_headers()
+        handler.wfile.write(CONTENT[start : start + 1_000_000])
+        return True
+
+    server.misbehave = serve
+    with pytest.raises(DownloadError, match="ended after 2,000,000 of 3,000,000 bytes"):
+        get(server, tmp_path / "cut", attempts=2, bytes=published, md5=None)
+    server.ranges.clear()
+    assert get(server, tmp_path / "whole", bytes=published, md5=None).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(("code", "asked"), [(404, 1), (403, 1), (503, 3), (429, 3)])
 def test_a_refusal_is_repeated_only_where_another_attempt_may_help(
     server: Server, tmp_path: Path, code: int, asked: int

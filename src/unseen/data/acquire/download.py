@@ -204,14 +204,16 @@ def _size(part: Path) -> int:
 
 
 def _extent(response: http.client.HTTPResponse, file: RemoteFile) -> tuple[int, int | None]:
-    """Where the body starts, and how long the whole file is according to the server."""
+    """Where the body starts, and how long the whole file is according to the server, or else as published."""
     length = response.headers.get("Content-Length", "")
     start, total = 0, int(length) if length.isdigit() else None
     if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
             raise DownloadError(f"{file.url} answers a partial request without saying which part it sends.")
-        start, total = int(match[1]), None if match[2] == "*" else int(match[2])
+        start = int(match[1])
+        # All the rest was asked for: where nobody knows the length, the last byte announced is the file's.
+        total = int(match[3]) if match[3] != "*" else file.bytes or int(match[2]) + 1
     if total is not None and file.bytes is not None and total != file.bytes:
         raise DownloadError(
             f"{file.url} announces {total:,} bytes where {file.bytes:,} were published: "
