@@ -347,6 +347,28 @@ def test_a_part_that_was_not_asked_for_is_refused(server: Server, tmp_path: Path
         get(server, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vögel 1.zip?of=ü", "v%C3%B6gel%201.zip?of=%C3%BC"])
+def test_letters_that_an_address_cannot_hold_are_quoted_once(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    asked: list[str] = []
+
+    def note(handler: Handler, request: int) -> bool:
+        asked.append(handler.path)
+        return False
+
+    server.misbehave = note
+    file = RemoteFile("file.bin", url=server.url.replace("file.bin", name), md5=MD5)
+    assert fetch(file, tmp_path, timeout=5.0, attempts=1, pause=0.0).read_bytes() == CONTENT
+    assert asked == ["/v%C3%B6gel%201.zip?of=%C3%BC"]
+
+
+def test_a_host_that_cannot_be_quoted_is_named(tmp_path: Path) -> None:
+    file = RemoteFile("file.bin", url=f"http://{'ü' * 80}.example/file.bin")
+    with pytest.raises(DownloadError, match=r"of file\.bin is not valid"):
+        fetch(file, tmp_path, timeout=2, attempts=1, pause=0.0)
+
+
 def test_no_server_at_all(tmp_path: Path) -> None:
     file = RemoteFile("file.bin", url="http://127.0.0.1:9/file.bin")
     with pytest.raises(DownloadError, match=r"no connection .*refused"):
