@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -48,6 +51,13 @@ def test_unpacks_every_kind(tmp_path: Path, name: str) -> None:
     unpack(path, tmp_path / "out")
     assert files(tmp_path / "out") == CONTENT
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = make_zip(tmp_path / "inner.zip", {"inner.txt": b"1"}).read_bytes()
+    members = {"images/1.jpg": b"2", "labels.zip": inner}
+    unpack(make_tar(tmp_path / "x.tar", members, "w"), tmp_path / "out")
+    assert files(tmp_path / "out") == members
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tgz"])
@@ -132,6 +142,29 @@ def test_a_damaged_member_of_a_zip_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="broken"):
         unpack(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def damaged_header(whole: bytes) -> bytes:
+    return whole[:1024] + bytes([whole[1024] ^ 0xFF]) + whole[1025:]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("broken", [lambda whole: whole[:1024], lambda whole: whole[:1300], damaged_header])
+def test_a_tar_whose_members_end_too_soon_leaves_nothing(
+    tmp_path: Path, broken: Callable[[bytes], bytes], compress: Callable[[bytes], bytes]
+) -> None:
+    path = make_tar(tmp_path / "x.tar", {"1.jpg": b"1" * 512, "2.jpg": b"2" * 512}, "w")
+    path.write_bytes(compress(broken(path.read_bytes())))
+    with pytest.raises(ArchiveError, match=r"broken or incomplete \(it was cut .* get it again"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_block_of_zeros_ends_a_tar(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.tar", {"1.jpg": b"1" * 512}, "w")
+    path.write_bytes(path.read_bytes()[: 1024 + 512])
+    unpack(path, tmp_path / "out")
+    assert files(tmp_path / "out") == {"1.jpg": b"1" * 512}
 
 
 def test_a_web_page_is_not_an_archive(tmp_path: Path) -> None:

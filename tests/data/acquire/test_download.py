@@ -301,6 +301,27 @@ def test_an_unchanged_file_is_continued_though_its_version_is_not_repeated(
     assert server.ranges == [None, "bytes=1000-"]
 
 
+@pytest.mark.parametrize("published", [None, len(CONTENT)])
+def test_a_part_of_a_file_whose_length_is_not_said_must_come_to_its_end(
+    server: Server, tmp_path: Path, published: int | None
+) -> None:
+    def serve(handler: Handler, request: int) -> bool:
+        if request == 1:
+            return break_off_after(1_000_000)(handler, request)
+        start = request * 1_000_000 - 1_000_000
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/*")
+        handler.end_headers()
+        handler.wfile.write(CONTENT[start : start + 1_000_000])
+        return True
+
+    server.misbehave = serve
+    with pytest.raises(DownloadError, match="ended after 2,000,000 of 3,000,000 bytes"):
+        get(server, tmp_path / "cut", attempts=2, bytes=published, md5=None)
+    server.ranges.clear()
+    assert get(server, tmp_path / "whole", bytes=published, md5=None).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(("code", "asked"), [(404, 1), (403, 1), (503, 3), (429, 3)])
 def test_a_refusal_is_repeated_only_where_another_attempt_may_help(
     server: Server, tmp_path: Path, code: int, asked: int
@@ -324,6 +345,28 @@ def test_a_part_that_was_not_asked_for_is_refused(server: Server, tmp_path: Path
     server.misbehave = elsewhere
     with pytest.raises(DownloadError, match="from 2,000,000 on where 0 was asked for"):
         get(server, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vögel 1.zip?of=ü", "v%C3%B6gel%201.zip?of=%C3%BC"])
+def test_letters_that_an_address_cannot_hold_are_quoted_once(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    asked: list[str] = []
+
+    def note(handler: Handler, request: int) -> bool:
+        asked.append(handler.path)
+        return False
+
+    server.misbehave = note
+    file = RemoteFile("file.bin", url=server.url.replace("file.bin", name), md5=MD5)
+    assert fetch(file, tmp_path, timeout=5.0, attempts=1, pause=0.0).read_bytes() == CONTENT
+    assert asked == ["/v%C3%B6gel%201.zip?of=%C3%BC"]
+
+
+def test_a_host_that_cannot_be_quoted_is_named(tmp_path: Path) -> None:
+    file = RemoteFile("file.bin", url=f"http://{'ü' * 80}.example/file.bin")
+    with pytest.raises(DownloadError, match=r"of file\.bin is not valid"):
+        fetch(file, tmp_path, timeout=2, attempts=1, pause=0.0)
 
 
 def test_no_server_at_all(tmp_path: Path) -> None:

@@ -89,6 +89,31 @@ def test_a_gallery_that_breaks_is_said_once_and_its_former_state_is_searched(cli
     growing.wait("/", 65, client)
 
 
+@pytest.mark.parametrize("is_of_a_file", [False, True])
+def test_an_opening_that_fails_for_a_while_is_said_once_and_tried_again(
+    client, growing, capsys, monkeypatch, is_of_a_file
+):
+    """Memory may be full, and a disk of the network away, while the gallery itself is well."""
+    opened, tries = Gallery.open, []
+
+    def fails_twice(folder):
+        tries.append(folder)
+        if len(tries) > 2:
+            return opened(folder)
+        if is_of_a_file:
+            raise ValueError("a part cannot be read.") from OSError(5, "Input/output error")
+        raise RuntimeError("out of memory")
+
+    opened(growing.side.gallery.folder).remove([1])
+    monkeypatch.setattr(Gallery, "open", fails_twice)
+    monkeypatch.setattr("unseen.deploy.server.app.LOOK_EVERY", 0.05)
+    growing.wait("/", 63, client)
+    assert client.get("/image/1").status_code == 404
+    said = capsys.readouterr().err
+    assert said.count("a part cannot be read." if is_of_a_file else "RuntimeError: out of memory") == 1
+    assert "tried again" in said
+
+
 def test_another_index_is_noticed(growing):
     pytest.importorskip("faiss")
     side = growing.side

@@ -119,6 +119,26 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
     assert caught.value.status == 408
 
 
+def test_who_goes_away_during_an_upload_is_no_failure_of_the_server(make_app):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def upload():
+        messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        headers = [(b"host", b"127.0.0.1:8000"), (b"content-length", b"1000")]
+        scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"", "headers": headers}
+        await make_app()(scope, receive, send)
+
+    asyncio.run(upload())
+    assert sent[0]["status"] == 400
+
+
 @pytest.mark.slow
 def test_embeddings_and_attention_at_once_are_not_mixed_up(sides):
     """One network in many threads: what its layers give is each image's own."""

@@ -10,6 +10,7 @@ import sys
 import httpx
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from unseen.deploy.bundle import load, save
 from unseen.deploy.embedding import embed_images
@@ -114,6 +115,23 @@ def test_beyond_this_machine_a_token_is_made_and_printed(served, capsys):
 def test_a_token_that_can_be_guessed_is_refused(served):
     with pytest.raises(ValueError, match="6 letters can be guessed"):
         served(token="secret")
+
+
+@pytest.mark.parametrize("token", ["schlüsselwort", "пароль пароль", "tab\tin the middle", " spaces around "])
+def test_a_token_that_cannot_be_sent_is_refused(served, token):
+    with pytest.raises(ValueError, match=r"^token: .* Choose one of the letters A to Z") as refused:
+        served(token=token)
+    assert token not in str(refused.value)
+
+
+def test_a_token_of_any_other_letters_lets_in(served):
+    token = "".join(map(chr, range(ord(" ") + 1, ord("~") + 1))) + " x"
+    guard, _ = served(token=token)
+    with TestClient(guard, base_url="http://127.0.0.1:8000") as client:
+        assert client.get("/about", headers={"authorization": f"Bearer {token}"}).status_code == 200
+        assert client.get("/about").status_code == 401
+        assert client.get("/", params={"token": token}).status_code == 200
+        assert client.get("/about").status_code == 200
 
 
 def test_a_port_that_is_taken_is_said(served):

@@ -46,6 +46,17 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def is_ended(opened: tarfile.TarFile) -> bool:
+    """Whether a tar whose members were all read has the mark of its end behind them: a block of zeros.
+
+    `tarfile` takes a later header that is broken, and the end of a file that was cut between two members, for
+    the end of the archive. By the standard the mark is two blocks; some programs write one.
+    """
+    assert opened.fileobj is not None  # it is open
+    opened.fileobj.seek(opened.offset)
+    return opened.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack into `folder`, beside what is there already; only files of the same name are replaced.
 
@@ -93,10 +104,11 @@ def remove_leftovers(archive: Path, folder: Path) -> None:
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    if zipfile.is_zipfile(archive):
-        return _zip_members(archive)
+    # A tar is known by its beginning. A zip is by its end, where a tar may hold one as its last member.
     if tarfile.is_tarfile(archive):
         return _tar_members(archive)
+    if zipfile.is_zipfile(archive):
+        return _zip_members(archive)
     with archive.open("rb") as stream:
         start = stream.read(20)
     raise ArchiveError(
@@ -119,6 +131,8 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             if not (entry.isfile() or entry.isdir()):
                 raise _unsafe(archive, entry.name, "is a link or a device")
             yield entry.name, None if entry.isdir() else partial(_content, opened, entry)
+        if not is_ended(opened):
+            raise tarfile.ReadError("it was cut between two members, or the header of one is damaged")
         # The checksum of a compressed stream stands at its very end, behind the last member.
         while opened.fileobj is not None and opened.fileobj.read(1 << 20):
             pass

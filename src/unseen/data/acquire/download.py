@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import re
+import string
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from email.message import Message
 from io import FileIO
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 BLOCK = 1 << 20
@@ -85,8 +86,8 @@ def fetch(
         progress: is told how far it is.
 
     Raises:
-        DownloadError: the server refuses, gives something else, breaks off or stalls in every attempt, the
-            disk is full, or length or checksum are not the published ones.
+        DownloadError: the address is not valid, the server refuses, gives something else, breaks off or
+            stalls in every attempt, the disk is full, or length or checksum are not the published ones.
     """
     target = folder / file.name
     if target.exists():
@@ -160,7 +161,7 @@ def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) 
             headers["If-Range"] = version  # if it changed, all of it comes
     try:
         # Of http or https: `RemoteFile` has looked, and a redirection leads to no other.
-        with urlopen(Request(str(file.url), headers=headers), timeout=timeout) as response:  # noqa: S310
+        with urlopen(Request(_address(file), headers=headers), timeout=timeout) as response:  # noqa: S310
             start, total = _extent(response, file)
             if start > 0:
                 _require_same_version(response.headers, part)
@@ -171,6 +172,19 @@ def _continue(file: RemoteFile, part: Path, timeout: float, progress: Progress) 
         _explain_refusal(error, file, part)
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(_words(error, timeout)) from error
+
+
+def _address(file: RemoteFile) -> str:
+    """The address as it is sent, in ASCII; what is quoted already stays as it is."""
+    parts = urlsplit(str(file.url))
+    try:
+        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+        path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    except UnicodeError as error:
+        raise DownloadError(
+            f"The address '{file.url}' of {file.name} is not valid ({error}). Correct it."
+        ) from error
+    return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
 
 
 def _version(headers: Message) -> str | None:
@@ -204,14 +218,16 @@ def _size(part: Path) -> int:
 
 
 def _extent(response: http.client.HTTPResponse, file: RemoteFile) -> tuple[int, int | None]:
-    """Where the body starts, and how long the whole file is according to the server."""
+    """Where the body starts, and how long the whole file is according to the server, or else as published."""
     length = response.headers.get("Content-Length", "")
     start, total = 0, int(length) if length.isdigit() else None
     if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
             raise DownloadError(f"{file.url} answers a partial request without saying which part it sends.")
-        start, total = int(match[1]), None if match[2] == "*" else int(match[2])
+        start = int(match[1])
+        # All the rest was asked for: where nobody knows the length, the last byte announced is the file's.
+        total = int(match[3]) if match[3] != "*" else file.bytes or int(match[2]) + 1
     if total is not None and file.bytes is not None and total != file.bytes:
         raise DownloadError(
             f"{file.url} announces {total:,} bytes where {file.bytes:,} were published: "

@@ -126,20 +126,23 @@ class _Server:
 
     async def _watch(self) -> None:
         """Take a gallery as it is on disk when it has changed; who asks meanwhile gets the former one."""
-        failed: dict[int, Stamp] = {}
+        refused: dict[int, Stamp] = {}
+        said: dict[int, str] = {}
         while True:
             await asyncio.sleep(LOOK_EVERY)
             for number, side in enumerate(self.sides):
-                if not side.has_changed or (now := stamp_of(side.gallery.folder)) == failed.get(number):
+                if not side.has_changed or (now := stamp_of(side.gallery.folder)) == refused.get(number):
                     continue
                 try:
                     self.sides[number] = await anyio.to_thread.run_sync(side.reopened)
-                except ValueError as error:
-                    failed[number] = now
-                    print(
-                        f"The gallery changed and cannot be used: {error} Its former state is searched.",
-                        file=sys.stderr,
-                    )
+                    said.pop(number, None)
+                except Exception as error:  # whatever it is, the next look must come
+                    if _is_of_the_gallery(error):
+                        refused[number] = now
+                    sentence = _unusable(error)
+                    if sentence != said.get(number):
+                        print(sentence, file=sys.stderr)
+                    said[number] = sentence
 
     def _answers(self, number: int, queries: Sequence[Query]) -> list[tuple[Side, Answer]]:
         """Answers, and what they are of: it may be another one when they arrive."""
@@ -263,6 +266,21 @@ class _Server:
         # In one go: what is decoded must not wait in memory for its turn to be prepared.
         image = await anyio.to_thread.run_sync(lambda: model.prepare(read()), limiter=self.decoders)
         return await self.batching[side].ask(Query(image, k, label))
+
+
+def _is_of_the_gallery(error: Exception) -> bool:
+    """Whether it stays until the gallery changes: a disk that is away or full memory may be well again."""
+    return isinstance(error, ValueError) and not isinstance(error.__cause__, OSError)
+
+
+def _unusable(error: Exception) -> str:
+    if _is_of_the_gallery(error):
+        return f"The gallery changed and cannot be used: {error} Its former state is searched."
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return (
+        f"The gallery changed and could not be opened ({what}). Its former state is searched, and it is "
+        f"tried again every {LOOK_EVERY:g} s."
+    )
 
 
 @contextlib.contextmanager

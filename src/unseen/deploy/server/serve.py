@@ -68,14 +68,14 @@ def serve(
         draw: likewise.
 
     Raises:
-        ValueError: nothing can listen there, the token is too short, `k` is out of range, or no threshold was
-            calibrated for a share.
+        ValueError: nothing can listen there, the token is too short or cannot be sent, `k` is out of range,
+            or no threshold was calibrated for a share.
     """
     is_local = host in ("::1", *LOOPBACK)
     if token is None and not is_local:
         token = secrets.token_urlsafe(24)
-    if token is not None and len(token) < SHORTEST:
-        raise ValueError(f"token: {len(token)} letters can be guessed; wanted {SHORTEST} or more.")
+    if token is not None:
+        _require_usable(token)
     app = application(
         sides,
         k=k,
@@ -103,6 +103,17 @@ def address(host: str, port: int, token: str | None) -> str:
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104
     name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
+
+
+def _require_usable(token: str) -> None:
+    if len(token) < SHORTEST:
+        raise ValueError(f"token: {len(token)} letters can be guessed; wanted {SHORTEST} or more.")
+    # It comes back in headers and cookies, which hold no other letters and lose spaces at an end.
+    if not (token.isascii() and token.isprintable()) or token != token.strip():
+        raise ValueError(
+            "token: browsers and programs cannot send it back as it is. Choose one of the letters A to Z and "
+            "a to z, digits and signs of ASCII, without a space at its beginning or end."
+        )
 
 
 def _names(folders: Sequence[str]) -> list[str]:

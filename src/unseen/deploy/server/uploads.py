@@ -6,7 +6,7 @@ import asyncio
 import io
 
 from PIL import Image
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from unseen.data.images import Pixels, passes
 from unseen.data.pixels import to_pixels
@@ -39,7 +39,7 @@ async def read_body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        Refused: it is empty, too large, or takes too long.
+        Refused: it is empty, too large, takes too long, or whoever sends it goes away.
     """
     too_large = Refused(413, f"The image is too large: at most {MOST_BYTES // 1_000_000} MB are taken.")
     announced = request.headers.get("content-length", "")
@@ -54,6 +54,9 @@ async def read_body(request: Request) -> bytes:
                     raise too_large
     except TimeoutError:
         raise Refused(408, f"The image did not arrive within {SECONDS} seconds.") from None
+    except ClientDisconnect:
+        # Nobody reads it, but it is no failure of the server either, which would be printed.
+        raise Refused(400, "The connection ended before the whole image had arrived.") from None
     if not content:
         raise Refused(422, "There is no image: send one as the body, or name one of the gallery by ?id=.")
     return bytes(content)
