@@ -347,3 +347,19 @@ def test_a_class_says_more_of_the_label_than_a_caption(photos, order):
             info.size = len(said[kind])
             archive.addfile(info, io.BytesIO(said[kind].encode()))
     assert list_images(photos / "shard.tar").columns == {"label": ["7"], "shop": ["?x"]}
+
+
+def test_a_tar_file_that_was_cut_or_damaged_is_not_taken_for_a_whole_one(photos):
+    path = photos.parent / "shard.tar"
+    with tarfile.open(path, "w") as archive:
+        for index in range(4):
+            archive.add(photos / "bee" / f"{index}.png", f"{index}.png")
+    with tarfile.open(path) as archive:
+        third = archive.getmember("2.png").offset
+    whole = path.read_bytes()
+    assert len(list_images(path)) == 4
+    for number, content in enumerate((whole[:third], whole[:third] + b"?" + whole[third + 1 :])):
+        path.write_bytes(content)
+        os.utime(path, ns=(number, number))
+        with pytest.raises(ValueError, match="was cut between two members"):
+            list_images(path)

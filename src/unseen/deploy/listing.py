@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen.data.acquire.archive import is_ended
 from unseen.data.images import Pixels, read_image, unreadable
 from unseen.data.manifest import SAVED, Manifest
 from unseen.data.pixels import to_pixels
@@ -254,7 +255,12 @@ def _members(archive: Path) -> dict[str, tuple[int, int]]:
 def _members_as_of(archive: Path, modified: int) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(archive, "r:") as opened:
-            return {one.name: (one.offset_data, one.size) for one in opened if one.isreg()}
+            members = {one.name: (one.offset_data, one.size) for one in opened if one.isreg()}
+            if not is_ended(opened):
+                raise ValueError(
+                    f"'{archive}' was cut between two members, or the header of one is damaged. Get it again."
+                )
+            return members
     except tarfile.TarError as error:
         raise ValueError(f"'{archive}' is not an uncompressed tar file: {error}.") from error
 
