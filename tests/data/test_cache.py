@@ -166,6 +166,21 @@ def test_changed_files_are_decoded_again(
     np.testing.assert_array_equal(old[3], kept)  # a run that goes on keeps what it opened
 
 
+def test_files_that_change_places_are_decoded_again(
+    manifest: Manifest, opened: Callable[..., MemoryMapped]
+) -> None:
+    one, other, aside = manifest.absolute(0), manifest.absolute(1), manifest.root / "aside.png"
+    for path, grey in ((one, 10), (other, 200)):
+        Image.new("RGB", (33, 33), (grey, grey, grey)).save(path)
+        os.utime(path, ns=(1, 1))
+    assert one.stat().st_size == other.stat().st_size
+    assert opened()[0].mean() == 10
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    assert opened()[0].mean() == 200
+
+
 def test_a_file_of_another_version_is_made_again(
     opened: Callable[..., MemoryMapped],
     decodings: list[int],

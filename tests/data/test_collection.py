@@ -259,6 +259,36 @@ def test_known_labels_spare_reading_and_others_are_read(pixels: NDArray[np.uint8
     assert collect(Reversed(pixels)).manifest.labels.tolist() == (3 - LABELS).tolist()
 
 
+@pytest.mark.parametrize("transform", [lambda label: label // 2, lambda label: 3 - label])
+def test_labels_that_a_data_set_transforms_are_those_of_its_items(
+    pixels: NDArray[np.uint8], transform: Callable[[int], int]
+) -> None:
+    class Transformed(Vision):
+        target_transform = staticmethod(transform)
+
+        def __getitem__(self, row: int) -> tuple[Any, int]:
+            image, label = super().__getitem__(row)
+            return image, transform(label)
+
+    for dataset in (Transformed(pixels), Subset(Transformed(pixels), list(range(len(LABELS))))):
+        manifest = collect(dataset).manifest
+        assert manifest.labels.tolist() == [transform(label) for label in LABELS.tolist()]
+        assert set(manifest.class_names) == {str(transform(label)) for label in LABELS.tolist()}
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.png"]
+    with pytest.raises(ManifestError, match=r"a.png' is given twice"):
+        collect(paths, labels=[0, 1, 0])
+
+
+def test_names_by_label_may_be_of_any_number(pixels: NDArray[np.uint8]) -> None:
+    names = {-1: "ant", 0: "bee", 1: "cow", 2: "dog"}
+    assert collect(pixels, labels=LABELS - 1, class_names=names).manifest.class_names == tuple(names.values())
+
+
 def test_names_that_a_data_set_has_are_not_those_of_other_labels(pixels: NDArray[np.uint8]) -> None:
     assert collect(Vision(pixels), labels=LABELS * 10).manifest.class_names == ("0", "10", "20", "30")
 

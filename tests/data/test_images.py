@@ -83,6 +83,12 @@ def test_thirty_two_bits_take_white_from_their_range(
     assert saved(tmp_path / "wide.tif", grey([values], dtype))[0, :, 0].tolist() == expected
 
 
+def test_values_that_are_none_are_refused(tmp_path: Path) -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ImageError, match="NaN or infinite values"):
+            saved(tmp_path / "wide.tif", grey([[0.0, 0.5, value]], "float32"))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_come_upright(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((4, 6, 3), dtype=np.uint8)

@@ -195,6 +195,18 @@ def test_boxes_are_cut_only_when_asked(module: Callable[..., DataModule]) -> Non
         assert module(cache=cache, crop_to_box=True).images[0].shape == (17, 18, 3)
 
 
+def test_rows_that_boxes_alone_tell_apart_want_their_boxes(
+    module: Callable[..., DataModule], manifest: Manifest
+) -> None:
+    paths = (*manifest.paths[:1], *manifest.paths[:1], *manifest.paths[2:])
+    boxes = np.tile([2, 3, 20, 21], (len(paths), 1))
+    boxes[1] = (0, 0, 5, 5)
+    twice = replace(manifest, paths=paths, boxes=boxes)
+    with pytest.raises(ValueError, match=r"1 pictures have several rows, such as 'class 0/0\.png'"):
+        module(manifest=twice)
+    assert module(manifest=twice, crop_to_box=True).images[1].shape == (5, 5, 3)
+
+
 def test_worker_processes_get_a_small_copy(module: Callable[..., DataModule]) -> None:
     data = module(cache="memmap")
     for loader in (data.train_dataloader(), data.loader(data.split.query)):

@@ -72,6 +72,11 @@ def test_held_out_images_are_a_share_and_at_least_four_where_four_remain(size: i
     assert len(fixed(table([size], [2]), seed=0, held_out_fraction=0).held_out) == 0
 
 
+@pytest.mark.parametrize(("size", "held"), [(10, 6), (5, 3), (40, 36)])
+def test_a_large_share_leaves_what_a_class_needs(size: int, held: int) -> None:
+    assert len(fixed(table([size], [2]), seed=0, held_out_fraction=0.9).held_out) == held
+
+
 def test_small_classes_are_not_robbed_of_a_third_of_their_images(caplog: pytest.LogCaptureFixture) -> None:
     """Two of five images are 40 %: some classes give two, others none; the draw is the same anywhere."""
     manifest = table([5] * 400, [2])

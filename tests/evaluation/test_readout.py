@@ -61,11 +61,18 @@ def test_a_sample_holds_as_many_of_each_class_and_several(labels, count):
     names = np.unique(labels)
     taken = {name: int((labels[sample] == name).sum()) for name in names}
     drawn = [name for name in names if taken[name]]
-    assert len(drawn) == min(len(names), max(1, count // 4))
+    usual = [min(4, int((labels == name).sum())) for name in drawn]
+    assert len(drawn) == len(names) or sum(usual) >= count
+    assert sum(usual) - 4 < count, "not a class more than it takes"
     assert len(sample) == min(count, sum(int((labels == name).sum()) for name in drawn))
     most = max(taken.values())
     for name in drawn:  # fewer only where there are no more
         assert taken[name] >= most - 1 or taken[name] == (labels == name).sum()
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 4, 9])
+def test_a_sample_of_small_classes_is_as_large_as_one_of_large_ones(each):
+    assert len(balanced_sample(np.arange(3000) // each, 600)) == 600
 
 
 def test_training_ends_with_the_readout_of_its_final_weights_and_the_checkpoint_holds_it(tiny_run, tmp_path):

@@ -242,6 +242,33 @@ def test_labels_beyond_two_to_the_24_do_not_merge():
         evaluate(torch.eye(4), torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
+def test_an_id_of_two_images_is_refused():
+    ids = torch.arange(4)
+    with pytest.raises(ValueError, match="The id 1 has label 1 as a query and 0 in the gallery"):
+        evaluate(
+            torch.eye(4),
+            [0, 1, 2, 3],
+            gallery=torch.eye(4),
+            gallery_labels=[0, 0, 0, 2],
+            ids=ids,
+            gallery_ids=ids,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_default_dtype_of_the_process_changes_nothing(dtype):
+    vectors, labels = np.random.default_rng(0).normal(size=(40, 8)), np.arange(40) % 5
+    wanted = evaluate(vectors, labels)
+    torch.set_default_dtype(dtype)
+    try:
+        found = evaluate(vectors[::1], labels)
+        backwards = evaluate(vectors[::-1], labels[::-1], recall_at=(np.int64(1),))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.metrics == wanted.metrics
+    assert backwards.metrics["recall_at_1"] == wanted.metrics["recall_at_1"]
+
+
 def test_labels_that_are_names_and_ranks_below_one_are_refused():
     with pytest.raises(ValueError, match=r"Number them: numpy.unique\(labels, return_inverse=True\)"):
         evaluate(torch.eye(4), ["a", "a", "b", "b"])

@@ -81,6 +81,10 @@ def test_whole_rankings_with_ids_ties_and_a_gallery():
     queries, gallery = rng.integers(-1, 2, (40, 4)), rng.integers(-1, 2, (70, 4))
     labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 70)
     ids, gallery_ids = rng.permutation(200)[:40], rng.permutation(200)[:70]
+    label_of = dict(zip(ids, labels, strict=True))  # an id is of one image, in both
+    gallery_labels = np.array(
+        [label_of.get(i, one) for i, one in zip(gallery_ids, gallery_labels, strict=True)]
+    )
     result = evaluate(
         queries.astype(np.float32),
         labels,

@@ -141,6 +141,21 @@ def test_looser_products_elsewhere_do_not_loosen_these(precision):
     assert found.ids.tolist() == expected.tolist()
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
+def test_looser_products_set_in_the_newer_way_do_not_loosen_these_either():
+    vectors = geometry("near", 600, 64, np.random.default_rng(0))
+    expected, _ = float64_neighbours(vectors, vectors, np.arange(600), 5, "cosine")
+    product = torch.backends.mkldnn.matmul
+    before = product.fp32_precision
+    product.fp32_precision = "bf16"
+    try:
+        found = search(vectors, k=5, precision="float32")
+        assert product.fp32_precision == "bf16"
+    finally:
+        product.fp32_precision = before
+    assert found.ids.tolist() == expected.tolist()
+
+
 def test_inputs_are_left_alone():
     vectors = torch.randn(50, 8)
     before = vectors.clone()

@@ -27,7 +27,7 @@ from unseen.files import exclusive_lock, replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change of the file's layout or of the pixels in it: older files are then made anew."""
 END = b"unseen\r\n"
 """Last bytes of a complete file."""
@@ -301,7 +301,8 @@ def sources(manifest: Manifest) -> str:
     for row in range(len(manifest)):
         try:
             status = manifest.absolute(row).stat()
-            digest.update(f"{status.st_size}|{status.st_mtime_ns};".encode())
+            # A file that takes another's place keeps its own time of writing, which may be the same.
+            digest.update(f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns};".encode())
         except OSError:
             digest.update(b"missing;")
     return digest.hexdigest()

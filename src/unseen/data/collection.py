@@ -219,10 +219,13 @@ def from_files(
         class_names: see `collect`.
 
     Raises:
-        ManifestError: a file is missing; else see `collect`.
+        ManifestError: a file is missing or given twice; else see `collect`.
     """
     codes, names, known = classes_of(_required(labels, "paths"), len(paths), class_names)
     written = [Path(path).expanduser().as_posix() for path in paths]
+    if len(set(written)) < len(written):
+        twice = next(path for path in written if written.count(path) > 1)
+        raise ManifestError(f"'{twice}' is given twice: it would be its own neighbour. Leave one out.")
     layout.require_images(Path.cwd(), written)
     roles = roles_of(names, known, unseen_classes)
     manifest = _manifest(Path.cwd(), written, codes, names, roles)
@@ -285,13 +288,14 @@ def _known_labels(dataset: Any) -> Any:
     if isinstance(dataset, Subset):
         known = _known_labels(dataset.dataset)
         return None if known is None else [known[row] for row in dataset.indices]
-    return getattr(dataset, "targets", None)
+    # What it makes of its targets is known of each item alone.
+    return None if getattr(dataset, "target_transform", None) else getattr(dataset, "targets", None)
 
 
 def _names_of(dataset: Any) -> ClassNames | None:
     if isinstance(dataset, Subset):
         return _names_of(dataset.dataset)
-    names = getattr(dataset, "classes", None)
+    names = None if getattr(dataset, "target_transform", None) else getattr(dataset, "classes", None)
     return names if isinstance(names, Sequence) and not isinstance(names, str) else None
 
 

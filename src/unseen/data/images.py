@@ -107,6 +107,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(values: NDArray[np.float64]) -> Pixels:
     """32-bit grey does not say how bright white is: 1, 8 bits and 16 bits are told apart by the maximum."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
     brightest = values.max(initial=0)
     scale = 255.0 if brightest <= 1 else 1.0 if brightest <= 255 else 1 / 256
     return (values * scale).clip(0, 255).astype(np.uint8)

@@ -45,7 +45,7 @@ def _name(label: Label, class_names: ClassNames | None) -> str:
     if class_names is None or (isinstance(label, str) and not isinstance(class_names, Mapping)):
         return str(label)
     try:
-        if isinstance(label, int) and label < 0:
+        if isinstance(label, int) and label < 0 and not isinstance(class_names, Mapping):
             raise LookupError
         return str(class_names[label])  # type: ignore[index]
     except LookupError:

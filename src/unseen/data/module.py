@@ -227,6 +227,8 @@ class DataModule(LightningDataModule):
         self._protocol = protocol
         self._sampler = sampler
         self.excluded = listed_paths(exclude, manifest)
+        if not crop_to_box:
+            _check_whole(manifest)
         self._take(without(manifest, self.excluded))  # refuses what cannot work before anything slow
         if cache != "none":
             self._check_size(cache_size)
@@ -437,6 +439,17 @@ def _collate(items: Sequence[Item]) -> Batch:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _check_whole(manifest: Manifest) -> None:
+    """Refuse rows that are told apart by their boxes alone, where boxes are not looked at."""
+    paths, counts = np.unique(np.array(manifest.paths, dtype=np.object_), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"data.crop_to_box=false: {int((counts > 1).sum())} pictures have several rows, such as "
+            f"'{paths[counts > 1][0]}', and as whole images these would be the same. "
+            "Set data.crop_to_box=true."
+        )
 
 
 def _check_images(images: Images, manifest: Manifest, cache: str) -> None:

@@ -243,7 +243,7 @@ def hold_out_images(manifest: Manifest, rows: Rows, seed: int, fraction: float) 
 def _count(images: int, fraction: float) -> int:
     """Images of a class that are held out: the share, but at least 4 if as many stay; else 2; else 0."""
     share = round(fraction * images)
-    counts = ((least, max(least, share)) for least in FEWEST_HELD_OUT)
+    counts = ((least, max(least, min(share, images - least))) for least in FEWEST_HELD_OUT)
     return next((count for least, count in counts if images - count >= least), 0)
 
 

@@ -39,11 +39,14 @@ def balanced_sample(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
     Args:
         labels: `(N,)`.
-        count: of the sample; all where there are fewer. Where it is below `OF_A_CLASS` for each class,
-            some classes are drawn.
+        count: of the sample; all where there are fewer. Where it is below `OF_A_CLASS` for each class (all
+            of a smaller one), some classes are drawn.
     """
     generator = np.random.default_rng(0)
-    names = generator.permutation(np.unique(labels))[: max(1, count // OF_A_CLASS)]
+    every, each = np.unique(labels, return_counts=True)
+    drawn = generator.permutation(len(every))
+    enough = np.searchsorted(np.cumsum(np.minimum(each[drawn], OF_A_CLASS)), count) + 1
+    names = every[drawn[:enough]]
     shuffled = generator.permutation(np.flatnonzero(np.isin(labels, names)))
     # In turn one image of each class.
     turn = np.zeros(len(shuffled), dtype=np.int64)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,13 +106,9 @@ def evaluate(
     """
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels belong together; got only one of them.")
-    for name, ranks in (
-        ("recall_at", recall_at),
-        ("precision_at", precision_at),
-        ("knn_accuracy_at", knn_accuracy_at),
-    ):
-        if not isinstance(ranks, Sequence) or not all(isinstance(k, int) and k >= 1 for k in ranks):
-            raise ValueError(f"{name}={ranks!r}: wanted a sequence of whole numbers from 1 upwards.")
+    _check_ranks("recall_at", recall_at)
+    _check_ranks("precision_at", precision_at)
+    _check_ranks("knn_accuracy_at", knn_accuracy_at)
     numbers = None if ids is None else torch.as_tensor(ids)
     raw = as_vectors(embeddings, "embeddings", numbers)
     labels = known = as_labels(labels, len(raw), "labels").to(raw.device)
@@ -119,7 +116,10 @@ def evaluate(
     if gallery is not None:
         known = as_labels(gallery_labels, len(inputs.gallery), "gallery_labels").to(raw.device)
     given = inputs.query_rows
-    relevant = _count_relevant(labels, known, torch.empty_like(inputs.own).index_copy_(0, given, inputs.own))
+    own = torch.empty_like(inputs.own).index_copy_(0, given, inputs.own)
+    if gallery is not None:
+        _check_own(labels, known[inputs.order], own, inputs.ids)
+    relevant = _count_relevant(labels, known, own)
     if not relevant.any():
         raise ValueError(
             f"None of the {len(raw)} queries has a gallery item of its label: nothing can be retrieved. "
@@ -199,6 +199,30 @@ def _compare(
     found = positions != LAST
     theirs = gallery_labels[inputs.order[torch.where(found, positions, 0)]]
     return (theirs == labels[:, None]) & found, found, theirs
+
+
+def _check_ranks(name: str, ranks: Any) -> None:
+    if not isinstance(ranks, Sequence) or not all(isinstance(k, int | np.integer) and k >= 1 for k in ranks):
+        raise ValueError(f"{name}={ranks!r}: wanted a sequence of whole numbers from 1 upwards.")
+
+
+def _check_own(labels: Tensor, gallery_labels: Tensor, own: Tensor, ids: Tensor) -> None:
+    """Refuse an id that is of one image among queries and of another in the gallery.
+
+    Args:
+        labels: `(N,)`.
+        gallery_labels: `(G,)`, in the order of `ids`.
+        own: `(N,)` positions in that order, -1 for none.
+        ids: `(G,)`.
+    """
+    differing = torch.nonzero((own >= 0) & (gallery_labels[own.clamp(min=0)] != labels))
+    if len(differing):
+        row = int(differing[0])
+        raise ValueError(
+            f"The id {int(ids[own[row]])} has label {int(labels[row])} as a query and "
+            f"{int(gallery_labels[own[row]])} in the gallery. An id names one image, in both: give those of "
+            "queries and gallery other numbers, or give none."
+        )
 
 
 def _count_relevant(labels: Tensor, gallery_labels: Tensor, own: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def no_neighbours(count: int, k: int, device: torch.device) -> Neighbours:
     return Neighbours(
         positions=torch.full((count, k), -1, device=device),
         ids=torch.full((count, k), -1, device=device),
-        similarities=torch.full((count, k), -torch.inf, device=device),
+        similarities=torch.full((count, k), -torch.inf, dtype=torch.float32, device=device),
     )
 
 

@@ -194,6 +194,6 @@ def small_classes(manifest: Manifest, images_per_class: int) -> dict[str, str]:
     }
     found |= {label: "one test image: it finds nothing" for label, count in sorted(test.items()) if count < 2}
     found |= dict.fromkeys(
-        sorted(query.keys() - gallery.keys()), "no gallery image: its queries find nothing"
+        sorted(query.keys() - gallery.keys() - test.keys()), "no gallery image: its queries find nothing"
     )
     return {manifest.class_names[label]: why for label, why in found.items()}

@@ -34,7 +34,7 @@ def exact_keys(inputs: SearchInputs, rows: Tensor, candidates: Tensor, k: int, m
     vectors = max(1, room // (width * 12))
     size, columns = max(1, vectors // max(count, 1)), max(1, min(count, vectors))
     present = candidates != LAST
-    values = torch.full(candidates.shape, -torch.inf, device=candidates.device)
+    values = torch.full(candidates.shape, -torch.inf, dtype=torch.float32, device=candidates.device)
 
     def compare(piece: tuple[int, int]) -> None:
         chunk, across = slice(piece[0], piece[0] + size), slice(piece[1], piece[1] + columns)
@@ -143,7 +143,7 @@ def float64_search(inputs: SearchInputs, rows: Tensor, k: int, memory_budget: in
         return
     size = min(max(1, memory_budget * 3 // 8 // (count * 4 + width * 16 + min(BLOCK, count) * 24)), BLOCK)
     for chunk in rows.split(size):
-        values = torch.empty((len(chunk), count), device=rows.device)
+        values = torch.empty((len(chunk), count), dtype=torch.float32, device=rows.device)
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)
             values[:, start:stop] = exact_block(inputs.queries, chunk, inputs.gallery, start, stop)
@@ -159,7 +159,7 @@ def fits_whole(inputs: SearchInputs, memory_budget: int) -> bool:
 def _whole(inputs: SearchInputs) -> Tensor:
     """All similarities `(N, N)`, the half below the diagonal mirrored."""
     count = len(inputs.gallery)
-    values = torch.empty((count, count), device=inputs.own.device)
+    values = torch.empty((count, count), dtype=torch.float32, device=inputs.own.device)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         rows = torch.arange(start, stop, device=inputs.own.device)

@@ -173,7 +173,7 @@ class Panel:
         decided[self.rows] = torch.from_numpy(self.candidates.threshold) < torch.inf
 
     def _nearest(self, candidates: Candidates) -> Tensor:
-        similarities = torch.full(candidates.scores.shape, -torch.inf)
+        similarities = torch.full(candidates.scores.shape, -torch.inf, dtype=torch.float32)
         positions = torch.full(candidates.scores.shape, LAST)
         decide(candidates, self.sweep.pairs, similarities.numpy(), positions.numpy())
         width = max(int(candidates.used.max()), 1)

@@ -58,6 +58,8 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
         ValueError: not two-dimensional, or empty.
         NotFiniteError: not finite; the message names the ids.
     """
+    if isinstance(values, np.ndarray):
+        values = np.ascontiguousarray(values)  # torch knows no steps backwards
     tensor = torch.as_tensor(values).detach()
     if not has_float64(tensor.device):
         tensor = tensor.cpu()
@@ -85,7 +87,7 @@ def as_labels(values: Any, count: int, name: str) -> Tensor:
             f"{name} must be integers; got {given.dtype}. Number them: "
             f"numpy.unique({name}, return_inverse=True)[1]; of queries and a gallery, both together."
         )
-    tensor = torch.as_tensor(given).detach()
+    tensor = torch.as_tensor(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given).detach()
     if tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name} must be integers; got {tensor.dtype}. Floats merge labels above 2^24.")
     if tensor.shape != (count,):
@@ -114,13 +116,25 @@ def prepare(raw: Tensor, similarity: Similarity, largest: float | None = None) -
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """float32 products are float32 here, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # PyTorch before 2.9
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+            return
+        # The other way refuses to be asked once a caller has set one of these.
+        products: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        allowed = [product.fp32_precision for product in products]
+        for product in products:
+            product.fp32_precision = "ieee"
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+        finally:
+            for product, precision in zip(products, allowed, strict=True):
+                product.fp32_precision = precision
 
 
 def norms_of(raw: Tensor) -> Tensor:
