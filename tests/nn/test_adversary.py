@@ -43,7 +43,7 @@ from unseen.nn.adversary import (
 )
 from unseen.nn.adversary.attention import at_scores, noise, shuffled, toward_confusion
 from unseen.nn.adversary.erasure import fisher_directions, scatter
-from unseen.nn.adversary.masking import of_chance, of_class
+from unseen.nn.adversary.masking import of_another, of_chance, of_class
 from unseen.nn.adversary.shared import at_random, by_cluster, correlations
 from unseen.nn.adversary.virtual_classes import any_pair, most_confused
 from unseen.nn.fusion import Fused, LastMap, PooledTaps
@@ -61,6 +61,7 @@ FORMS = {
     "noise": partial(AdversarialAttention, step=4.0, direction=noise),
     "masking": partial(EvidenceMasking, share=0.3, evidence=of_class),
     "chance": partial(EvidenceMasking, share=0.3, evidence=of_chance),
+    "another": partial(EvidenceMasking, share=0.3, evidence=of_another),
     "taps": partial(TapMasking, evidence=of_class),
     "any_tap": partial(TapMasking, evidence=of_chance),
     "energy": partial(ProjectionConfusion, normalized=True),
@@ -381,6 +382,18 @@ def test_masking_silences_the_channels_with_the_clearest_evidence():
         assert set((left[image] == 0).nonzero()[:, 0].tolist()) == gone
         kept = [d for d in range(FUSED) if d not in gone]
         assert torch.equal(left[image, kept], features[image, kept])
+
+
+def test_the_closer_control_takes_the_evidence_for_other_images_classes(monkeypatch):
+    order = torch.arange(IMAGES).roll(1)
+    monkeypatch.setattr(torch, "randperm", lambda count, **where: order[:count])
+    features, left, _ = silenced("another")
+    adversary = made("another")
+    for image in range(IMAGES):
+        leaf = features[order[image]].detach()[None].requires_grad_()
+        [gradient] = torch.autograd.grad(adversary.head(leaf)[0, labels()[order[image]]], leaf)
+        gone = set((features[image].detach() * gradient[0]).topk(round(0.3 * FUSED)).indices.tolist())
+        assert set((left[image] == 0).nonzero()[:, 0].tolist()) == gone
 
 
 def test_the_tap_with_the_clearest_evidence_is_silenced_whole():

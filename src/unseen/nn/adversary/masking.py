@@ -28,11 +28,16 @@ def of_chance(features: Tensor, gradient: Tensor) -> Tensor:
     return torch.rand_like(features)
 
 
+def of_another(features: Tensor, gradient: Tensor) -> Tensor:
+    """The closer control: what channels contribute to the logit of another image's class."""
+    return features * gradient[torch.randperm(len(gradient), device=gradient.device)]
+
+
 class _Masking(SpoilingAdversary):
     """Embeds features of which the adversary has silenced a part.
 
     Args:
-        evidence: of each channel, by which the part is chosen; the control is `of_chance`.
+        evidence: of each channel, by which the part is chosen; controls are `of_chance` and `of_another`.
         settings: of `ClassAdversary`; its strength is β. It must see the fused features.
 
     Raises:
