@@ -215,3 +215,15 @@ def test_channels_last_changes_no_number_and_gradients_reach_below_every_tap():
     for tap in backbone(images(64)).taps:
         [gradient] = torch.autograd.grad(tap.sum(), [backbone.network.conv1.weight], retain_graph=True)
         assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("model", "tap"), [("resnet18", "layer4.0.bn2"), ("vgg11", "features.13")])
+def test_a_tap_that_what_follows_it_writes_into_is_refused(model, tap):
+    with pytest.raises(ValueError, match=f"module '{tap}' gives no feature map .* changes in place"):
+        made(model, 64, taps=[tap])
+
+
+def test_images_of_any_floating_point_width_are_taken():
+    backbone = made("resnet18", 64, taps="stages").eval()
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(backbone(images.double()).final, backbone(images).final)

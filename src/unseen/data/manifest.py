@@ -56,7 +56,10 @@ class Manifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():
+            raise ManifestError("labels are not whole numbers. Wanted positions in class_names.")
+        object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "roles", np.asarray(self.roles, dtype=np.str_))
         if self.boxes is not None:
             object.__setattr__(self, "boxes", np.asarray(self.boxes, dtype=np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -133,6 +133,8 @@ class Backbone(nn.Module):
         """`(B, 3, H, W)`, uint8 in [0, 255] or float in [0, 1] → feature maps."""
         if not images.is_floating_point():
             images = images.to(self.mean.dtype) / 255
+        elif images.dtype == torch.float64:  # of NumPy
+            images = images.to(self.mean.dtype)
         final = self.network.forward_features((images - self.mean) / self.std)
         maps = {name: _as_map(self.network, output) for name, output in self._caught.items()}
         self._caught.clear()
@@ -149,7 +151,10 @@ class Backbone(nn.Module):
     def _check_given(self, shapes: Mapping[str, torch.Size]) -> None:
         missing = [name for name in self.tap_names if name not in shapes and name != FINAL]
         if missing:
-            raise ValueError(f"taps: module '{missing[0]}' gives no feature map on the way to the final map.")
+            raise ValueError(
+                f"taps: module '{missing[0]}' gives no feature map on the way to the final map, or one that "
+                "what follows it changes in place. Name another module, such as the block that it is in."
+            )
 
     def _listen(self, names: Iterable[str]) -> list[Any]:
         return [
@@ -166,7 +171,11 @@ class Backbone(nn.Module):
 
         timm's `feature_info` has channels and strides of its stages only; a tap may be any module.
         """
-        handles = self._listen(name for name in dict.fromkeys(names) if name != FINAL)
+        looked = [name for name in dict.fromkeys(names) if name != FINAL]
+        handles, versions = self._listen(looked), _Versions()
+        handles += [
+            self.network.get_submodule(name).register_forward_hook(versions.of(name)) for name in looked
+        ]
         self.network.eval()
         try:
             final = _as_map(self.network, self.network.forward_features(torch.zeros(1, 3, size, size)))
@@ -177,10 +186,31 @@ class Backbone(nn.Module):
             handle.remove()
         shapes = {}
         for name, output in self._caught.items():
+            if versions.have_changed(name, output):
+                continue  # what follows it has written into it
             with suppress(ValueError):  # what gives no map is no tap
                 shapes[name] = _as_map(self.network, output).shape[1:]
         self._caught.clear()
         return final.shape[1:], shapes
+
+
+class _Versions:
+    """How often outputs had been written into when their modules gave them."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, int] = {}
+
+    def of(self, name: str) -> Callable[..., None]:
+        """A hook that remembers it of a module."""
+
+        def remember(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._given[name] = getattr(output, "_version", 0)
+
+        return remember
+
+    def have_changed(self, name: str, output: Any) -> bool:
+        """Whether the output was written into since."""
+        return bool(getattr(output, "_version", 0) != self._given[name])
 
 
 def _create(model: str, image_size: int, options: dict[str, Any]) -> nn.Module:
