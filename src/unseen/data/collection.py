@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,9 +224,8 @@ def from_files(
     """
     codes, names, known = classes_of(_required(labels, "paths"), len(paths), class_names)
     written = [Path(path).expanduser().as_posix() for path in paths]
-    if len(set(written)) < len(written):
-        twice = next(path for path in written if written.count(path) > 1)
-        raise ManifestError(f"'{twice}' is given twice: it would be its own neighbour. Leave one out.")
+    if twice := [path for path, count in Counter(written).items() if count > 1]:
+        raise ManifestError(f"'{twice[0]}' is given twice: it would be its own neighbour. Leave one out.")
     layout.require_images(Path.cwd(), written)
     roles = roles_of(names, known, unseen_classes)
     manifest = _manifest(Path.cwd(), written, codes, names, roles)

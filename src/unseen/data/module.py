@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -443,12 +444,10 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _check_whole(manifest: Manifest) -> None:
     """Refuse rows that are told apart by their boxes alone, where boxes are not looked at."""
-    paths, counts = np.unique(np.array(manifest.paths, dtype=np.object_), return_counts=True)
-    if (counts > 1).any():
+    if several := [path for path, count in Counter(manifest.paths).items() if count > 1]:
         raise ValueError(
-            f"data.crop_to_box=false: {int((counts > 1).sum())} pictures have several rows, such as "
-            f"'{paths[counts > 1][0]}', and as whole images these would be the same. "
-            "Set data.crop_to_box=true."
+            f"data.crop_to_box=false: {len(several)} pictures have several rows, such as '{several[0]}', and "
+            "as whole images these would be the same. Set data.crop_to_box=true."
         )
 
 

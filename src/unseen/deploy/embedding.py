@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unseen.deploy.gallery import MODIFIED, PATH, Gallery, Known
 from unseen.deploy.listing import LABEL, Listing, located
@@ -22,6 +23,8 @@ UNREADABLE = "unreadable.csv"
 TAKEN = ("id", "query", "rank", "similarity", MODIFIED)
 """Names that a gallery or a search gives columns of its own."""
 Progress = Callable[[int], None]
+Texts = dict[str, NDArray[np.object_]]
+"""Column → one text for each of some images."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _embed(
         unreadable |= part.unreadable
         if rows:
             places = [listing.places[row] for row in rows]
-            texts = said.texts(places, rows)
+            found = said.texts(said.before(places), rows)
+            texts: dict[str, Sequence[str]] = {name: values.tolist() for name, values in found.items()}
             texts |= {PATH: places, MODIFIED: [changed[row] for row in rows]}
             replaced = [known[place].id for place in texts[PATH] if place in known]
             gallery.append(part.embeddings, texts, replaced)
@@ -162,31 +166,29 @@ class _Said:
         self._listed, self._known, self._ids = columns, known, gallery.ids
         self._before = {name: gallery.column(name) for name in gallery.columns if name != PATH}
 
-    def texts(self, places: Sequence[str], rows: Sequence[int]) -> dict[str, list[str]]:
+    def before(self, places: Sequence[str]) -> Texts:
+        """Column → the texts that the gallery has of images, empty for those that are new."""
+        ids = np.array([self._known[place].id if place in self._known else -1 for place in places], np.int64)
+        known = ids >= 0
+        at = np.searchsorted(self._ids, ids[known])
+        found = {}
+        for name, values in self._before.items():
+            found[name] = np.full(len(places), "", dtype=np.object_)
+            found[name][known] = values[at]
+        return found
+
+    def texts(self, before: Texts, rows: Sequence[int]) -> Texts:
         """Column → the texts of images.
 
         Args:
-            places: of the images.
+            before: what the gallery has of them.
             rows: of the listing, in the same order.
         """
-        before = self.before(places)
         texts = dict(before)
         for name, values in self._listed.items():
-            old = before.get(name, [""] * len(rows))
-            texts[name] = [
-                (values[row] or one) if name == LABEL else values[row]
-                for row, one in zip(rows, old, strict=True)
-            ]
+            listed = np.array([values[row] for row in rows], dtype=np.object_)
+            texts[name] = np.where(listed == "", before[name], listed) if name == LABEL else listed
         return texts
-
-    def before(self, places: Sequence[str]) -> dict[str, list[str]]:
-        """Column → the texts that the gallery has of images, empty for those that are new."""
-        there = [self._known[place].id if place in self._known else -1 for place in places]
-        at = np.searchsorted(self._ids, there)
-        return {
-            name: ["" if id < 0 else str(values[row]) for id, row in zip(there, at, strict=True)]
-            for name, values in self._before.items()
-        }
 
     def id_of(self, place: str) -> int:
         """Of an image that is known."""
@@ -215,15 +217,16 @@ def _rewrite(gallery: Gallery, said: _Said, there: Mapping[str, int]) -> None:
         there: place → row of the listing.
     """
     places = list(there)
-    texts, before = said.texts(places, list(there.values())), said.before(places)
+    before = said.before(places)
+    texts = said.texts(before, list(there.values()))
     changed = np.zeros(len(places), dtype=bool)
     for name, values in texts.items():
-        changed |= np.array(values, dtype=np.object_) != np.array(before.get(name), dtype=np.object_)
+        changed |= values != before[name] if name in before else True
     rows = np.flatnonzero(changed)
     if not len(rows):
         return
     others = [places[row] for row in rows]
-    now = {name: [values[row] for row in rows] for name, values in texts.items()}
+    now: dict[str, Sequence[str]] = {name: values[rows].tolist() for name, values in texts.items()}
     now |= {PATH: others, MODIFIED: [said.modified(place) for place in others]}
     ids = [said.id_of(place) for place in others]
     gallery.append(gallery.embeddings[np.searchsorted(gallery.ids, ids)], now, ids)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen.data.acquire.archive import is_ended
+from unseen.data.acquire.archive import require_end
 from unseen.data.images import Pixels, read_image, unreadable
 from unseen.data.manifest import SAVED, Manifest
 from unseen.data.pixels import to_pixels
@@ -256,13 +256,10 @@ def _members_as_of(archive: Path, modified: int) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(archive, "r:") as opened:
             members = {one.name: (one.offset_data, one.size) for one in opened if one.isreg()}
-            if not is_ended(opened):
-                raise ValueError(
-                    f"'{archive}' was cut between two members, or the header of one is damaged. Get it again."
-                )
+            require_end(opened)
             return members
     except tarfile.TarError as error:
-        raise ValueError(f"'{archive}' is not an uncompressed tar file: {error}.") from error
+        raise ValueError(f"'{archive}' is not an uncompressed tar file, or not whole: {error}.") from error
 
 
 def pyarrow() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -207,10 +208,19 @@ def _check_kinds(known: Mapping[str, Any]) -> None:
     Raises:
         TypeError: naming the field.
     """
-    for name, hint in get_type_hints(RunRecord).items():
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        if name in known and not isinstance(known[name], tuple(get_origin(kind) or kind for kind in kinds)):
+    for name, kinds in _kinds().items():
+        if name in known and not isinstance(known[name], kinds):
             raise TypeError(f"{name} is a {type(known[name]).__name__}")
+
+
+@functools.cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Field → what it may be; once, as thousands of records may be read."""
+    hints = get_type_hints(RunRecord)
+    several = {
+        name: get_args(hint) if isinstance(hint, UnionType) else (hint,) for name, hint in hints.items()
+    }
+    return {name: tuple(get_origin(kind) or kind for kind in kinds) for name, kinds in several.items()}
 
 
 def _number(value: float | None) -> float:

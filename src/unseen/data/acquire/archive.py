@@ -46,15 +46,19 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def is_ended(opened: tarfile.TarFile) -> bool:
-    """Whether a tar whose members were all read has the mark of its end behind them: a block of zeros.
+def require_end(opened: tarfile.TarFile) -> None:
+    """Refuse a tar, all of whose members were read, without the mark of its end: a block of zeros.
 
     `tarfile` takes a later header that is broken, and the end of a file that was cut between two members, for
     the end of the archive. By the standard the mark is two blocks; some programs write one.
+
+    Raises:
+        tarfile.ReadError: it has none.
     """
     assert opened.fileobj is not None  # it is open
     opened.fileobj.seek(opened.offset)
-    return opened.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    if opened.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it was cut between two members, or the header of one is damaged")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -131,8 +135,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             if not (entry.isfile() or entry.isdir()):
                 raise _unsafe(archive, entry.name, "is a link or a device")
             yield entry.name, None if entry.isdir() else partial(_content, opened, entry)
-        if not is_ended(opened):
-            raise tarfile.ReadError("it was cut between two members, or the header of one is damaged")
+        require_end(opened)
         # The checksum of a compressed stream stands at its very end, behind the last member.
         while opened.fileobj is not None and opened.fileobj.read(1 << 20):
             pass

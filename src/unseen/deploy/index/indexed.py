@@ -73,7 +73,7 @@ class IndexedGallery:
         if len(self.gallery) == 0:
             return nothing(len(queries), k)
         vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
-        later = np.flatnonzero(self.gallery.ids >= self.known)
+        later = np.arange(np.searchsorted(self.gallery.ids, self.known), len(self.gallery))
         new = self._rows(self.gallery.search_rows(queries, k, later).ids)
         wanted = min(k, len(self.gallery) - len(later))
         asked, effort = k, self.effort * -(-k // self.tuned_for)
