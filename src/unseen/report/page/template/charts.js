@@ -10,7 +10,11 @@ const colorOf = (method) => {
 };
 // Shifted where the colours begin again, so that no two of 49 look alike.
 const shapeOf = (i) => SHAPES[(i + Math.floor(i / SHAPES.length)) % SHAPES.length];
+// A line has no shape: where the colours begin again it is dashed, then dotted.
+const DASHES = [["solid", [1, 0]], ["dashed", [7, 3]], ["dotted", [2, 2.5]]];
+const dashOf = (method) => DASHES[Math.floor(Math.max(others.indexOf(method), 0) / COLORS.length) % DASHES.length];
 const methodColor = { scale: { domain: data.methods, range: data.methods.map(colorOf) } };
+const methodDash = { scale: { domain: data.methods, range: data.methods.map((method) => dashOf(method)[1]) } };
 const methodShape = { scale: { domain: data.methods, range: data.methods.map((_, i) => shapeOf(i)) } };
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
@@ -50,8 +54,8 @@ async function saveSvg(view, words) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** The keys of methods, for charts that share one legend. */
-const legendOf = (methods) => h("p.legend", {}, methods.map((method) => h("span.keyed", {}, h("span.key", { style: `--method:${colorOf(method)}` }), method)));
+/** The keys of methods, for charts of lines that share one legend. */
+const legendOf = (methods) => h("p.legend", {}, methods.map((method) => h("span.keyed", {}, h("span.key.line", { style: `--method:${colorOf(method)};border-top-style:${dashOf(method)[0]}` }), method)));
 
 /** The value below which a share of the values lies. */
 function quantile(values, share) {

@@ -75,6 +75,7 @@ function curveSpec(runs, name, title, lines) {
   const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d", grid: false }, scale: { nice: false } };
   const y = { type: "quantitative", title: null, scale: { zero: false }, axis: { ...(isShare && { format: ".2~%" }), tickCount: 5 } };
   const color = { field: "method", type: "nominal", ...methodColor, legend: null };
+  const strokeDash = { field: "method", type: "nominal", ...methodDash, legend: null };
   const format = isShare ? ".1%" : ".4~g";
   const few = Math.max(...runs.map((run) => data.curves[run.id]?.[name]?.[0].length ?? 0)) < 30;
   const spec = { title, height: 170, data: { values } };
@@ -83,14 +84,14 @@ function curveSpec(runs, name, title, lines) {
     return { ...spec, mark: { type: "line", point: few && { size: 22 }, strokeWidth: 2 }, encoding: { x, y: { ...y, field: "value" }, color: pair, tooltip: [{ field: "run" }, { field: "epoch" }, { field: "value", format }] } };
   }
   if (lines === "runs") {
-    return { ...spec, mark: { type: "line", strokeWidth: 1.5, opacity: 0.8, point: few && { size: 18 } }, encoding: { x, y: { ...y, field: "value" }, color, detail: { field: "id" }, tooltip: [{ field: "run" }, { field: "method" }, { field: "seed" }, { field: "epoch" }, { field: "value", format }] } };
+    return { ...spec, mark: { type: "line", strokeWidth: 1.5, opacity: 0.8, point: few && { size: 18 } }, encoding: { x, y: { ...y, field: "value" }, color, strokeDash, detail: { field: "id" }, tooltip: [{ field: "run" }, { field: "method" }, { field: "seed" }, { field: "epoch" }, { field: "value", format }] } };
   }
   const grouped = [{ aggregate: [{ op: "mean", field: "value", as: "mean" }, { op: "min", field: "value", as: "low" }, { op: "max", field: "value", as: "high" }, { op: "count", as: "runs" }], groupby: ["epoch", "method"] }];
   return {
     ...spec, transform: grouped, encoding: { x },
     layer: [
       { mark: { type: "area", opacity: 0.18 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" }, color } },
-      { mark: { type: "line", strokeWidth: 2, point: few && { size: 22 } }, encoding: { y: { ...y, field: "mean" }, color, tooltip: [{ field: "method" }, { field: "epoch" }, { field: "mean", format }, { field: "low", format }, { field: "high", format }, { field: "runs" }] } },
+      { mark: { type: "line", strokeWidth: 2, point: few && { size: 22 } }, encoding: { y: { ...y, field: "mean" }, color, strokeDash, tooltip: [{ field: "method" }, { field: "epoch" }, { field: "mean", format }, { field: "low", format }, { field: "high", format }, { field: "runs" }] } },
     ],
   };
 }

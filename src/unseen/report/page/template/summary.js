@@ -121,8 +121,11 @@ function drawDifferences() {
   const y = { field: "cell", type: "nominal", sort: ["all cells", ...cells], title: null, axis: { labelLimit: isNarrow() ? 110 : 280, grid: false, ticks: false, domain: false, labelPadding: 10, labelColor: "var(--ink)" }, scale: { paddingInner: 0.35 } };
   const x = { type: "quantitative", title: "points", scale: { domain, nice: 6 }, axis: { tickCount: isNarrow() ? 5 : 9, orient: cells.length > 10 ? "top" : "bottom" } };
   const yOffset = { field: "method", type: "nominal", sort: others };
-  const color = { field: "method", type: "nominal", ...methodColor, scale: { domain: others, range: others.map(colorOf) } };
-  const shape = { field: "method", type: "nominal", scale: { domain: others, range: others.map((_, i) => shapeOf(i)) } };
+  // Vega's legend is one row, cut off where it does not fit beside the names of the cells.
+  const width = byId("differences-chart").clientWidth - y.axis.labelLimit;
+  const legend = { columns: Math.max(1, Math.floor(width / (30 + 7.5 * Math.max(...others.map((name) => name.length))))) };
+  const color = { field: "method", type: "nominal", legend, scale: { domain: others, range: others.map(colorOf) } };
+  const shape = { field: "method", type: "nominal", legend, scale: { domain: others, range: others.map((_, i) => shapeOf(i)) } };
   const tooltip = [{ field: "cell", title: "cell" }, { field: "method", title: "method" }, { field: "mean", title: "points", format: "+.2f" }, { field: "low", title: "from", format: "+.2f" }, { field: "high", title: "to", format: "+.2f" }, { field: "of", title: "over" }, { field: "verdict", title: "verdict" }];
   const step = Math.max(cells.length > 10 ? 9 : 13, 22 - 2 * others.length);
   draw(byId("differences-chart"), {
