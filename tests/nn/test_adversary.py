@@ -43,7 +43,7 @@ from unseen.nn.adversary import (
 )
 from unseen.nn.adversary.attention import at_scores, noise, shuffled, toward_confusion
 from unseen.nn.adversary.erasure import fisher_directions, scatter
-from unseen.nn.adversary.masking import of_another, of_chance, of_class
+from unseen.nn.adversary.masking import of_another, of_chance, of_class, of_size
 from unseen.nn.adversary.shared import at_random, by_cluster, correlations
 from unseen.nn.adversary.virtual_classes import any_pair, most_confused
 from unseen.nn.fusion import Fused, LastMap, PooledTaps
@@ -62,6 +62,7 @@ FORMS = {
     "masking": partial(EvidenceMasking, share=0.3, evidence=of_class),
     "chance": partial(EvidenceMasking, share=0.3, evidence=of_chance),
     "another": partial(EvidenceMasking, share=0.3, evidence=of_another),
+    "size": partial(EvidenceMasking, share=0.3, evidence=of_size),
     "taps": partial(TapMasking, evidence=of_class),
     "any_tap": partial(TapMasking, evidence=of_chance),
     "energy": partial(ProjectionConfusion, normalized=True),
@@ -384,16 +385,39 @@ def test_masking_silences_the_channels_with_the_clearest_evidence():
         assert torch.equal(left[image, kept], features[image, kept])
 
 
-def test_the_closer_control_takes_the_evidence_for_other_images_classes(monkeypatch):
-    order = torch.arange(IMAGES).roll(1)
-    monkeypatch.setattr(torch, "randperm", lambda count, **where: order[:count])
+def clearest(head, features, label):
+    """By autograd alone: the channels of one image that contribute most to the logit of a class."""
+    leaf = features.detach()[None].requires_grad_()
+    [gradient] = torch.autograd.grad(head(leaf)[0, label], leaf)
+    return set((leaf * gradient)[0].topk(round(0.3 * FUSED)).indices.tolist())
+
+
+def test_the_closest_control_takes_the_evidence_for_another_class_at_the_images_own_features():
+    head = made("another").head
     features, left, _ = silenced("another")
-    adversary = made("another")
     for image in range(IMAGES):
-        leaf = features[order[image]].detach()[None].requires_grad_()
-        [gradient] = torch.autograd.grad(adversary.head(leaf)[0, labels()[order[image]]], leaf)
-        gone = set((features[image].detach() * gradient[0]).topk(round(0.3 * FUSED)).indices.tolist())
-        assert set((left[image] == 0).nonzero()[:, 0].tolist()) == gone
+        gone = set((left[image] == 0).nonzero()[:, 0].tolist())
+        others = [c for c in labels().unique().tolist() if c != labels()[image]]
+        assert gone in [clearest(head, features[image], c) for c in others]
+
+
+def test_the_other_class_is_drawn_for_each_image_among_those_of_the_batch():
+    target = torch.tensor([0, 0, 5, 9])
+    drawn = [of_another(torch.randn(4, 3), target, lambda classes: classes).tolist() for _ in range(200)]
+    assert [set(found) for found in zip(*drawn, strict=True)] == [{5, 9}, {5, 9}, {0, 9}, {0, 5}]
+
+
+def test_a_batch_of_one_class_has_no_other_evidence_than_its_own():
+    features, same = torch.randn(3, 5), torch.full((3,), 2)
+    assert of_another(features, same, lambda classes: classes).tolist() == [2, 2, 2]
+
+
+def test_the_control_of_size_silences_the_largest_channels():
+    features, left, _ = silenced("size")
+    for image in range(IMAGES):
+        gone = (left[image] == 0).nonzero()[:, 0].tolist()
+        wanted = np.argsort(features[image].detach().abs().numpy())[-round(0.3 * FUSED) :]
+        assert sorted(gone) == sorted(wanted)
 
 
 def test_the_tap_with_the_clearest_evidence_is_silenced_whole():

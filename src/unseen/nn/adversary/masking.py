@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,31 +13,47 @@ from torch.nn import functional
 from unseen.nn.adversary.contract import AdversaryInput
 from unseen.nn.adversary.spoiling import SpoilingAdversary
 
-Evidence = Callable[[Tensor, Tensor], Tensor]
-"""Features `(B, D)` and the gradient of the own class's logit at them → evidence of each channel, `(B,
-D)`."""
+
+class Contribution(Protocol):
+    """What the channels of a batch contribute to the head's logits, to first order."""
+
+    def __call__(self, classes: Tensor) -> Tensor:
+        """Of each image's class, `(B,)` int64: `f_d ∂logit_c/∂f_d` at its own features, `(B, D)`."""
 
 
-def of_class(features: Tensor, gradient: Tensor) -> Tensor:
-    """What a channel contributes to the logit of the own class, to first order: `f_d ∂logit_y/∂f_d`."""
-    return features * gradient
+Evidence = Callable[[Tensor, Tensor, Contribution], Tensor]
+"""Features `(B, D)`, labels `(B,)` and contributions → evidence of each channel, `(B, D)`."""
 
 
-def of_chance(features: Tensor, gradient: Tensor) -> Tensor:
-    """The control: random channels."""
+def of_class(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
+    """What a channel contributes to the logit of the own class."""
+    return contribution(labels)
+
+
+def of_another(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
+    """The closest control: what it contributes to the logit of another class of the batch, drawn for each
+    image; of the own where there is no other."""
+    differ = labels[:, None] != labels[None, :]
+    alone = ~differ.any(dim=1, keepdim=True)
+    return contribution(labels[torch.multinomial((differ | alone).float(), 1).squeeze(1)])
+
+
+def of_size(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
+    """The control that silences most: the size of the channel, whatever it speaks for."""
+    return features.abs()
+
+
+def of_chance(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
+    """The control that looks at nothing: random channels."""
     return torch.rand_like(features)
-
-
-def of_another(features: Tensor, gradient: Tensor) -> Tensor:
-    """The closer control: what channels contribute to the logit of another image's class."""
-    return features * gradient[torch.randperm(len(gradient), device=gradient.device)]
 
 
 class _Masking(SpoilingAdversary):
     """Embeds features of which the adversary has silenced a part.
 
     Args:
-        evidence: of each channel, by which the part is chosen; controls are `of_chance` and `of_another`.
+        evidence: of each channel, by which the part is chosen; controls are `of_another`, `of_size` and
+            `of_chance`.
         settings: of `ClassAdversary`; its strength is β. It must see the fused features.
 
     Raises:
@@ -52,9 +68,13 @@ class _Masking(SpoilingAdversary):
 
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
         """The embedding of features whose clearest evidence is gone."""
-        labels = batch.labels.unsqueeze(1)
-        gradient = self.gradient(lambda logits: logits.gather(1, labels).sum(), features)
-        evidence = self.evidence(features.detach(), gradient)
+        constant = features.detach()
+
+        def contribution(classes: Tensor) -> Tensor:
+            chosen = classes.unsqueeze(1)
+            return constant * self.gradient(lambda logits: logits.gather(1, chosen).sum(), features)
+
+        evidence = self.evidence(constant, batch.labels, contribution)
         return batch.embedder.embed_features(features * self.kept(batch, evidence))
 
     @abstractmethod
