@@ -156,6 +156,10 @@ def test_holdout_chooses_the_epoch_on_training_classes(train, tmp_path):
             ["loss=triplet", "sampler.images_per_class=1"],
             ["images_per_class=1", "at least 2", "proxy_anchor"],
         ),
+        (
+            ["adversary=masking", "regularizer=introspection"],
+            ["adversary=masking replaces 0.5", "regularizer=introspection 1", "leave one of them out"],
+        ),
         (["backbone.taps=[layer9]"], ["backbone", "layer9", "layer1, layer2, layer3"]),
         (["backbone.taps=[9]"], ["backbone", "no stage 9"]),
         (

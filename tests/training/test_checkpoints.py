@@ -87,6 +87,24 @@ def test_within_an_epoch_a_checkpoint_is_written_whenever_so_many_seconds_have_p
     assert sorted(set(saved)) == [3, 6, 9, 10]
 
 
+class ScoredBySteps(Scored):
+    """Its validation score is whatever the test says of the number of steps."""
+
+    def validation_step(self, batch, index):
+        self.log("score", self.scores[self.global_step])
+
+
+def test_a_checkpoint_in_mid_epoch_does_not_hide_what_a_validation_after_the_same_step_chooses(tmp_path):
+    checkpoints = Checkpoints(dirpath=tmp_path, filename="{step}", monitor="score", mode="max", save_every=0)
+    trainer = Trainer(
+        max_epochs=2, callbacks=[checkpoints], logger=False, accelerator="cpu", val_check_interval=0.5,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = DataLoader(torch.ones(4, 1))
+    trainer.fit(ScoredBySteps({2: 0.2, 4: 0.1, 6: 0.9, 8: 0.3}), loader, loader)
+    assert "step=6" in checkpoints.best_model_path
+
+
 def test_what_a_killed_process_had_not_finished_is_no_checkpoint_and_goes(tmp_path, monkeypatch):
     fitted(tmp_path, [0.2], 1)
     before = (tmp_path / "last.ckpt").read_bytes()

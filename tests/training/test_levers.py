@@ -56,6 +56,25 @@ def test_norms_alone_learn_and_nothing_else_is_in_the_optimizer(tiny_run, tmp_pa
     assert {name for name, weight in weights.items() if id(weight) in held} == names
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["ablation=full"],
+            "adversary.silent_epochs=1 and trainer.max_epochs=1: this run is over before it acts",
+        ),
+        (["optimizer.frozen_backbone_epochs=1"], "this run is over before the backbone learns."),
+        (["loss=contrastive", "memory=cross_batch", "memory.warmup=99"], "the memory is never used."),
+        (["loss=contrastive", "memory=cross_batch", "memory.warmup=0"], None),
+    ],
+)
+def test_what_a_training_is_too_short_for_is_said(tiny_run, tmp_path, caplog, typed, said):
+    fitted(made(tiny_run, tmp_path, *typed))
+    messages = [one.getMessage() for one in caplog.records if one.name == "unseen.training.learner"]
+    warnings = [one for one in messages if "this run is over" in one or "never used" in one]
+    assert [said in one for one in warnings] == ([] if said is None else [True])
+
+
 def test_of_the_last_layers_alone_weights_and_statistics_move(tiny_run, tmp_path):
     typed = ["trainable=last", "trainable.count=1", "optimizer.frozen_backbone_epochs=1"]
     run = made(tiny_run, tmp_path, *typed, "trainer.max_epochs=2")

@@ -211,6 +211,7 @@ def _build_learner(
     _check_positives(made, config.sampler.get("images_per_class"))
     made_adversary = _build_adversary(adversary, embedder, size, data.num_classes)
     made_regularizer = None if regularizer is None else regularizer(embedder=embedder, loss=loss_of)
+    _check_shares(config, made_adversary, made_regularizer)
     if is_frozen:
         check_sees_maps(made_regularizer)
     if is_frozen or not trainable:
@@ -253,6 +254,18 @@ def _check_positives(loss: nn.Module, images_per_class: int | None) -> None:
                 "each other, so a batch needs at least 2 of each. Use sampler.images_per_class=2 or more, or "
                 "a loss of proxies such as loss=proxy_anchor."
             )
+
+
+def _check_shares(config: DictConfig, adversary: Any, regularizer: Any) -> None:
+    """Each may take a share of the metric loss away; more than all of it would train the embedding apart."""
+    taken = [getattr(part, "replaced", 0.0) for part in (adversary, regularizer)]
+    if sum(taken) > 1:
+        of_adversary, of_regularizer = taken
+        raise ValueError(
+            f"adversary={config.choices.get('adversary')} replaces {of_adversary:g} of the metric loss and "
+            f"regularizer={config.choices.get('regularizer')} {of_regularizer:g}: together more than all. "
+            "Lower adversary.strength.maximum or regularizer.strength, or leave one of them out."
+        )
 
 
 def build_data(config: DictConfig, collection: ImageCollection | None = None) -> DataModule:

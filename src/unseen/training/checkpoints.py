@@ -111,7 +111,10 @@ class Checkpoints(ModelCheckpoint):
             return
         # All processes save together, when the first one's clock says so.
         if trainer.strategy.broadcast(time.perf_counter() - self._saved >= self.save_every):
+            before = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            # Of a validation after this very step Lightning would believe that it is kept already.
+            self._last_global_step_saved = before
             self._saved = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

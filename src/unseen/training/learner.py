@@ -16,7 +16,14 @@ from torch.optim import Optimizer
 
 from unseen.data.batch import Batch
 from unseen.evaluation.readout import fit_readout
-from unseen.losses import WeightedSum, loss_among, not_remembering, parameters_by_kind, remembering_afterwards
+from unseen.losses import (
+    CrossBatchMemory,
+    WeightedSum,
+    loss_among,
+    not_remembering,
+    parameters_by_kind,
+    remembering_afterwards,
+)
 from unseen.nn.adversary import AdversaryInput, AdversaryOutput, ClassAdversary, VirtualClasses
 from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded, Embedder
@@ -285,7 +292,22 @@ class MetricLearner(LightningModule):
         loader up before the checkpoint was read.
         """
         self.trainer.fit_loop._load_combined_loader_states()
+        self._warn_of_idle_parts()
         self.on_train_epoch_start()
+
+    def _warn_of_idle_parts(self) -> None:
+        """Say what this training is too short for."""
+        epochs, steps = self.trainer.max_epochs or 0, int(self.trainer.estimated_stepping_batches)
+        waits = "%s=%d and trainer.max_epochs=%d: this run is over before %s."
+        if self.adversary is not None and 0 < epochs <= self.adversary.silent_epochs:
+            log.warning(waits, "adversary.silent_epochs", self.adversary.silent_epochs, epochs, "it acts")
+        if 0 < epochs <= (rests := self.optimization.frozen_backbone_epochs):
+            log.warning(waits, "optimizer.frozen_backbone_epochs", rests, epochs, "the backbone learns")
+        for memory in self.loss.modules():
+            if isinstance(memory, CrossBatchMemory) and memory.warmup >= steps:
+                log.warning(
+                    "memory.warmup=%d and %d training steps: the memory is never used.", memory.warmup, steps
+                )
 
     def on_train_epoch_start(self) -> None:
         """Freeze the backbone during its warm-up; a pure function of the epoch, so it resumes."""

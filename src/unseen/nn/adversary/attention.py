@@ -13,7 +13,7 @@ from unseen.nn.adversary.spoiling import SpoilingAdversary
 from unseen.nn.fusion import Fused
 
 Direction = Callable[[Tensor], Tensor]
-"""Gradients at the scores, `(B, P)` over the positions of all taps → where the scores go, `(B, P)`."""
+"""Gradients at the scores of a tap, `(B, P)` over its positions → where the scores go, `(B, P)`."""
 
 
 def toward_confusion(gradient: Tensor) -> Tensor:
@@ -22,14 +22,15 @@ def toward_confusion(gradient: Tensor) -> Tensor:
 
 
 def shuffled(gradient: Tensor) -> Tensor:
-    """The control: the adversary's values, at random positions."""
+    """The control: the adversary's values, at random positions of their tap."""
     order = torch.rand_like(gradient).argsort(dim=1)
     return gradient.gather(1, order)
 
 
 def noise(gradient: Tensor) -> Tensor:
-    """The control that knows nothing: standard normal."""
-    return torch.randn_like(gradient)
+    """The control that knows nothing but how much: normal, as large as the adversary's values in each tap."""
+    size = gradient.square().mean(dim=1, keepdim=True).sqrt()
+    return size * torch.randn_like(gradient)
 
 
 class AdversarialAttention(SpoilingAdversary):
@@ -61,16 +62,21 @@ class AdversarialAttention(SpoilingAdversary):
         self.step = step
         self.direction = direction
 
-    def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
-        """The embedding of features that are pooled where the head is unsure."""
-        fused = batch.embedded.fused
-        if not fused.positions:
+    def check(self, batch: AdversaryInput) -> None:
+        """The fusion tells what it pooled."""
+        if not batch.embedded.fused.positions:
             raise ValueError(
                 "This fusion pools no positions, so an adversary of the attention has nothing to move: let "
                 "it give `positions` and `scores`, or choose adversary=masking."
             )
+
+    def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
+        """The embedding of features that are pooled where the head is unsure."""
+        fused = batch.embedded.fused
         sizes = [scores.shape[1] for scores in fused.scores]
-        moved = self.direction(at_scores(self.gradient(entropy, features), fused))
+        gradient = at_scores(self.gradient(entropy, features), fused)
+        # Tap by tap, so that controls move each tap as much as the adversary does.
+        moved = torch.cat([self.direction(part) for part in gradient.split(sizes, dim=1)], dim=1)
         moved = moved / moved.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
         pairs = zip(fused.scores, moved.split(sizes, dim=1), strict=True)
         scores = [score + self.step * part for score, part in pairs]

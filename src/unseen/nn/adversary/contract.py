@@ -150,6 +150,11 @@ class ClassAdversary(nn.Module, ABC):
         self.sees = sees
         self._strength = strength
 
+    @property
+    def replaced(self) -> float:
+        """The largest share of the metric loss of the embedding that it takes away to put another there."""
+        return 0.0
+
     def strength_at(self, progress: float, epoch: int) -> float:
         """λ after a share `progress` of all steps, in the epoch that is counted from 0."""
         return 0.0 if epoch < self.silent_epochs else self._strength(progress)
@@ -159,9 +164,17 @@ class ClassAdversary(nn.Module, ABC):
         features = self.seen_features(batch.embedded)
         logits = self.head(features.detach()).float()
         loss = functional.cross_entropy(logits, batch.labels)
+        self.check(batch)
         if strength > 0:
             loss = loss + self.strike(batch, features, strength)
         return AdversaryOutput(loss, logits)
+
+    def check(self, batch: AdversaryInput) -> None:
+        """Refuse, in the first step already, what it could not strike at.
+
+        Raises:
+            ValueError: naming what to choose in its place.
+        """
 
     @abstractmethod
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:

@@ -30,7 +30,7 @@ def of_class(features: Tensor, labels: Tensor, contribution: Contribution) -> Te
     return contribution(labels)
 
 
-def of_another(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
+def of_other_class(features: Tensor, labels: Tensor, contribution: Contribution) -> Tensor:
     """The closest control: what it contributes to the logit of another class of the batch, drawn for each
     image; of the own where there is no other."""
     differ = labels[:, None] != labels[None, :]
@@ -52,7 +52,7 @@ class _Masking(SpoilingAdversary):
     """Embeds features of which the adversary has silenced a part.
 
     Args:
-        evidence: of each channel, by which the part is chosen; controls are `of_another`, `of_size` and
+        evidence: of each channel, by which the part is chosen; controls are `of_other_class`, `of_size` and
             `of_chance`.
         settings: of `ClassAdversary`; its strength is β. It must see the fused features.
 
@@ -119,14 +119,17 @@ class TapMasking(_Masking):
         ValueError: it sees the embedding; in training, the fusion has fewer than two taps.
     """
 
+    def check(self, batch: AdversaryInput) -> None:
+        """There is a tap beside the silenced one."""
+        if (taps := len(batch.embedded.fused.channels)) < 2:
+            raise ValueError(
+                f"adversary=taps silences one tap, but this fusion has {taps}: choose a fusion of "
+                "several layers, or adversary=masking."
+            )
+
     def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
         """All but the tap with most evidence in each image, the mean over its channels of what they give."""
         channels = batch.embedded.fused.channels
-        if len(channels) < 2:
-            raise ValueError(
-                f"adversary=taps silences one tap, but this fusion has {len(channels)}: choose a fusion of "
-                "several layers, or adversary=masking."
-            )
         of_taps = torch.stack([part.mean(dim=1) for part in evidence.split(channels, dim=1)], dim=1)
         silenced = functional.one_hot(of_taps.argmax(dim=1), len(channels)).to(evidence.dtype)
         sizes = torch.tensor(channels, device=evidence.device)

@@ -36,6 +36,9 @@ class ProjectionConfusion(ClassAdversary):
     def _log_energy(self, batch: AdversaryInput) -> Tensor:
         projected = batch.embedder.projection(batch.embedded.fused.features.detach().float())
         if self.normalized:
+            # As the embedding has it: what a layer norm takes away would lower the energy of u alone.
+            if batch.embedder.layer_norm:
+                projected = functional.layer_norm(projected, projected.shape[1:])
             projected = functional.normalize(projected, dim=1)
         different = batch.labels.unsqueeze(0) != batch.labels.unsqueeze(1)
         if not bool(different.any()):

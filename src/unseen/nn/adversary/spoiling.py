@@ -13,9 +13,14 @@ class SpoilingAdversary(ClassAdversary):
     """`L(e) + β (L(e') − L(e))`, β the strength: `e'` embeds the same images, less the evidence for their
     class.
 
-    Each form has controls that spoil as much at random: a gain that those match is regularisation, and not
-    the adversary's.
+    Each form has controls that spoil as many channels, taps, directions or positions, chosen without the
+    class: a gain that those match is regularisation, and not the adversary's.
     """
+
+    @property
+    def replaced(self) -> float:
+        """β."""
+        return self._strength(1.0)
 
     @abstractmethod
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ class AdversarialVirtualClasses(ClassAdversary):
             raise ValueError(f"pairs_per_class={pairs_per_class}: wanted a positive number.")
         self.mixing, self.pairs_per_class, self.choice = mixing, pairs_per_class, choice
 
+    @property
+    def replaced(self) -> float:
+        """β."""
+        return self._strength(1.0)
+
     def strike(self, batch: AdversaryInput, features: Tensor, strength: float) -> Tensor:
         """β (L' − L); zero for a batch of one class."""
         virtual = self._virtual(batch, features)

@@ -57,6 +57,11 @@ class Regularizer(nn.Module, ABC):
         super().__init__()
         self.losses = nn.ModuleList()
 
+    @property
+    def replaced(self) -> float:
+        """The share of the metric loss of the embedding that it takes away to put another there."""
+        return 0.0
+
     @abstractmethod
     def forward(self, batch: RegularizerInput) -> Tensor:
         """A scalar, already weighted; its gradient may move all that learns."""

@@ -35,6 +35,11 @@ class Introspection(Regularizer):
         self.uncertainty = nn.Linear(int(embedder.fusion.out_features), size)  # type: ignore[arg-type]
         self.losses.append(introspective(made_anew(loss, 2 * size, "introspection")))
 
+    @property
+    def replaced(self) -> float:
+        """All of it."""
+        return 1.0
+
     def forward(self, batch: RegularizerInput) -> Tensor:
         """What is to be added to `L(e)`."""
         uncertain = batch.embedder.scaled(self.uncertainty(batch.embedded.fused.features))

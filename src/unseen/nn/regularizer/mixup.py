@@ -45,6 +45,11 @@ class EmbeddingMixup(Regularizer):
         self.strength = strength
         self.share = torch.distributions.Beta(concentration, concentration)
 
+    @property
+    def replaced(self) -> float:
+        """β."""
+        return self.strength
+
     def forward(self, batch: RegularizerInput) -> Tensor:
         """β (L_mix − L); zero for a batch of one class."""
         embedding, labels, ids = batch.embedded.embedding, batch.labels, batch.ids

@@ -60,6 +60,11 @@ class SelfDistillation(Regularizer):
         )
         self.losses.extend(made_anew(loss, size, "self_distillation") for size in sizes)
 
+    @property
+    def replaced(self) -> float:
+        """Half of it, for the branches."""
+        return 0.5
+
     def forward(self, batch: RegularizerInput) -> Tensor:
         """What is to be added to `L(e)`."""
         features, embedding = batch.embedded.fused.features, batch.embedded.embedding
