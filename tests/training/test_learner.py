@@ -10,6 +10,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pytorch_metric_learning.losses import ContrastiveLoss
+from torch import nn
 
 from unseen.config.build import build
 from unseen.config.command_line import load_config
@@ -129,6 +130,38 @@ def test_the_strength_of_the_adversary_follows_the_share_of_steps_done(tiny_run,
         silent = step < steps / 3
         formula = maximum * (2 / (1 + math.exp(-10 * step / steps)) - 1)
         assert strength == (0 if silent else pytest.approx(formula))
+
+
+CLIPPED = ["loss=norm_softmax", "sampler.batch_size=8", "trainer.gradient_clip_val=0.01"]
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_silent_adversary_changes_nothing_of_what_is_deployed(tiny_run, tmp_path, algorithm):
+    clipping = [
+        *CLIPPED,
+        f"+trainer.gradient_clip_algorithm={algorithm}",
+    ]
+    silent = ["ablation=custom", "adversary=grl", "adversary.silent_epochs=9"]
+    without, beside = (
+        fitted(made(tiny_run, tmp_path / str(len(more)), *clipping, *more)).learner for more in ([], silent)
+    )
+    assert beside.adversary is not None
+    for one, other in zip(without.embedder.parameters(), beside.embedder.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_adversarys_head_is_clipped_too(tiny_run, tmp_path):
+    class Norms(Callback):
+        def on_train_batch_end(self, trainer, learner, *_):
+            seen.append([nn.utils.get_total_norm(g for p in part.parameters() if (g := p.grad) is not None)
+                         for part in (learner.adversary, learner.embedder)])  # fmt: skip
+
+    seen = []
+    run = made(tiny_run, tmp_path, *CLIPPED, "ablation=full")
+    run.trainer.callbacks.append(Norms())
+    fitted(run)
+    assert len(seen) > 1
+    assert all(0 < norm <= 0.0101 for norms in seen for norm in norms)
 
 
 FORMS = ["grl", "grl_repaired", "attention", "masking", "taps", "erasure", "energy", "posterior", "virtual"]

@@ -368,6 +368,22 @@ class MetricLearner(LightningModule):
             self.log(f"validation/{name}", value.item(), prog_bar=name == "recall_at_1", sync_dist=True)
         self.validation.reset()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm of all, the adversary by its own: it must not shorten the steps of what is deployed."""
+        if self.adversary is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        own = list(self.adversary.parameters())
+        known = {id(weight) for weight in own}
+        held = (weight for group in optimizer.param_groups for weight in group["params"])
+        for part in (own, [weight for weight in held if id(weight) not in known]):
+            nn.utils.clip_grad_norm_(part, gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """One optimiser; backbone, head, adversary, proxies and the rest of the loss in their own groups.
 
