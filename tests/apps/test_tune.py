@@ -3,7 +3,12 @@
 import signal
 import sys
 
+import optuna
 import pytest
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from unseen.apps.tune import main
 from unseen.config.command_line import load_config
@@ -11,6 +16,7 @@ from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
 from unseen.config.tune import beside_own_groups, tune, write_experiment
 from unseen.config.values import UsageError
+from unseen.sweep import process
 from unseen.tracking.record import RunRecord, essential
 
 
@@ -80,6 +86,30 @@ def test_an_experiment_of_an_experiment_has_the_effect_of_both(tmp_path):
     wanted = plain(load_config(typed, run_folder=str(tmp_path)))
     assert essential(made) == essential(wanted)
     assert wanted["trainer"]["max_epochs"] == 25, "the paper's"
+
+
+DONE = """
+import sys
+from pathlib import Path
+from unseen.tracking.record import RunRecord
+
+found = {"validation": {"map_at_r": 0.5}}
+RunRecord(choices={}, seed=0, config={}, split="", manifest="", seconds={}, metrics=found).save(
+    Path(sys.argv[1]) / "record.json"
+)
+"""
+
+
+@pytest.mark.slow
+def test_workers_freeze_their_trials_one_after_another(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "command", lambda job, lock: [sys.executable, "-c", DONE, str(job.folder)])
+    assert tune([*tiny_run, f"tune_folder={tmp_path}", "workers=3", "trials=6"]) == 0
+    [study] = tmp_path.iterdir()
+    storage = JournalStorage(JournalFileBackend(str(study / "journal.log")))
+    trials = optuna.load_study(study_name=study.name, storage=storage).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    for frozen in study.glob("trials/*/job.yaml"):
+        assert OmegaConf.load(frozen).run_folder == str(frozen.parent)
 
 
 @pytest.mark.slow

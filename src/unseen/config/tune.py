@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import shlex
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ from unseen.sweep.tables import trials_table
 
 OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
 """A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
+_freezing = threading.Lock()
+"""Held while a trial is frozen: Hydra composes and resolves by what there is once in a process."""
 
 
 class Sought(NamedTuple):
@@ -180,11 +183,12 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     folder = root.resolve() / _name(first, sought, settings)
 
     def freeze(values: Sequence[str]) -> Job:
-        one = freezer.freeze([*fixed, *values, *OF_A_TRIAL], folder / "trials")
-        for logger in one.config.logger.values():
-            if "job_type" in logger:
-                logger.job_type = "tune"
-        one.save()
+        with _freezing:
+            one = freezer.freeze([*fixed, *values, *OF_A_TRIAL], folder / "trials")
+            for logger in one.config.logger.values():
+                if "job_type" in logger:
+                    logger.job_type = "tune"
+            one.save()
         return one.job
 
     with building():
