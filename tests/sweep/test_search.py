@@ -4,8 +4,11 @@ import functools
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -219,6 +222,31 @@ def test_a_trial_that_another_process_has_is_left_alone(make):
     other.wait()
     assert again.study.trials[0].state == TrialState.RUNNING
     assert starts(again) == [1, 1]
+
+
+def test_processes_that_ask_together_propose_differently_and_keep_the_budget(make):
+    asking = threading.Barrier(2)
+
+    def sampler(seed):
+        with suppress(threading.BrokenBarrierError):
+            asking.wait(timeout=1)
+        return optuna.samplers.RandomSampler(seed)
+
+    def no_job(overrides):
+        raise ValueError("it is the questions that matter")
+
+    studies = [make(3, sampler=sampler, freeze=no_job) for _ in range(2)]
+    together(studies)
+    trials = studies[0].study.trials
+    assert len(trials) == 3
+    assert len({trial.params["x"] for trial in trials}) == 3
+
+
+def together(studies):
+    """Run studies of one folder as processes would; what they share they share by files."""
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(study.run) for study in studies]:
+            done.result()
 
 
 def test_what_cannot_be_sought_is_refused_in_words(make):

@@ -24,12 +24,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from unseen.sweep.job import LOG, Job, State
 from unseen.sweep.launchers.local import shared_threads
-from unseen.sweep.lock import BUSY, holder
+from unseen.sweep.lock import BUSY, awaited, holder
 from unseen.sweep.process import run, was_stopped
 from unseen.tracking.record import RunRecord
 
 JOURNAL = "journal.log"
 """In a study's folder: every trial, as Optuna keeps it; several processes may write it at once."""
+LOCKS = "locks"
+"""In a study's folder: what processes that take part in it hold, one at a time."""
 ABANDONED = timedelta(minutes=10)
 """After which a trial that never got a folder is taken for dead with the process that asked for it."""
 PAUSE = 1.0
@@ -158,7 +160,10 @@ class Study:
 
     def _next(self) -> Trial | None:
         """A trial whose process died, else a new one, while the budget lasts."""
-        with self._asking:
+        # Of all processes one at a time: the budget, the seed and the proposal are of the trials there are.
+        with self._asking, awaited(self._place("asking"), self.lock, was_stopped) as is_alone:
+            if not is_alone:
+                return None
             known = self.study.get_trials(deepcopy=False)
             for left in known:
                 if (trial := self._adopted(left)) is not None:
@@ -171,6 +176,12 @@ class Study:
             trial = self.study.ask({key: part.distribution for key, part in self.space.items()})
             self._mine.add(trial.number)
             return trial
+
+    def _place(self, name: str) -> Path:
+        """The folder of a lock that processes share."""
+        folder = self.folder / LOCKS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _adopted(self, left: FrozenTrial) -> Trial | None:
         """A trial that another process left behind; none if it is not such a one."""
