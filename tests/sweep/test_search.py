@@ -1,6 +1,7 @@
 """A search with jobs that compute a known function: what it finds, prunes, survives and never does twice."""
 
 import functools
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -305,6 +307,23 @@ def together(studies):
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(study.run) for study in studies]:
             done.result()
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_what_moves_the_objective_is_important_whichever_end_is_good(make, direction):
+    space = {"good": Interval(0.0, 1.0), "bad": Interval(0.0, 1.0)}
+    study = make(space=space, objectives={"map_at_r": direction})
+    parts = {key: part.distribution for key, part in space.items()}
+    for good, bad in itertools.product(np.linspace(0.05, 0.95, 7), repeat=2):
+        value = 3.0 * (good > 0.8) - 1.0 * (bad > 0.8)
+        study.study.add_trial(
+            optuna.create_trial(params={"good": good, "bad": bad}, distributions=parts, value=value)
+        )
+    shares = study.importances()
+    # Of a sum each part's share is its variance's.
+    assert shares["good"] == pytest.approx(0.9, abs=0.05)
+    assert shares["bad"] == pytest.approx(0.1, abs=0.05)
+    assert shares == study.importances()
 
 
 def test_what_cannot_be_sought_is_refused_in_words(make):

@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.importance import get_param_importances
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -296,7 +296,9 @@ class Study:
         done = self.complete
         if len(done) < 4 or len({one.values[0] for one in done}) == 1 or len(self.space) < 2:
             return {}
-        found = get_param_importances(self.study, target=lambda trial: trial.values[0])
+        # By name, because Optuna's default is another one, which asks what makes low values low.
+        fanova = FanovaImportanceEvaluator(seed=0)
+        found = get_param_importances(self.study, evaluator=fanova, target=lambda trial: trial.values[0])
         return {key: float(share) for key, share in found.items()}
 
 
