@@ -14,7 +14,7 @@ from unseen.apps.tune import main
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
-from unseen.config.tune import beside_own_groups, tune, write_experiment
+from unseen.config.tune import beside_own_groups, planned, tune, write_experiment
 from unseen.config.values import UsageError
 from unseen.sweep import process
 from unseen.tracking.record import RunRecord, essential
@@ -46,6 +46,20 @@ def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp
         tune([*tiny_run, f"tune_folder={tmp_path}", *typed])
     assert words in str(refused.value)
     assert not list(tmp_path.glob("*/trials"))
+
+
+def test_what_tells_studies_apart_is_what_each_of_them_has(tiny_run):
+    _, plans = planned([*tiny_run, "each=[protocol]", "protocol=holdout,folds"])
+    choices = [Freezer().freeze([*plan.fixed, "seed=1"], "unused").config.choices.protocol for plan in plans]
+    assert choices == ["holdout", "folds"]
+    rate = "optimizer.learning_rates.head"
+    _, plans = planned([*tiny_run, f"each=[{rate}]", f"{rate}=1e-3,1e-2"])
+    assert [[f"{rate}={value}" in plan.fixed for value in (0.001, 0.01)] for plan in plans] == [
+        [True, False],
+        [False, True],
+    ]
+    assert [set(plan.space) for plan in plans] == [{"optimizer.learning_rates.backbone"}] * 2
+    assert all("protocol=holdout" in plan.fixed for plan in plans)
 
 
 def test_a_request_for_its_config_starts_no_search(monkeypatch, tiny_run, tmp_path, capsys):

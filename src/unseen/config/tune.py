@@ -92,11 +92,12 @@ def planned(
     settings = _settings(own, config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         several, others = _each(settings, of_trials)
-        words = [*settings.space.sought, *others]
-        fixed, space = _sought([parse(word, "search") for word in words])
-    if not any(word.partition("=")[0] == "protocol" for word in fixed):
-        fixed = ["protocol=holdout", *fixed]
-    plans = [Sought([*apart, *fixed], space) for apart in several]
+        words = [parse(word, "search") for word in (*settings.space.sought, *others)]
+        # What tells studies apart is not sought, though a ready space seeks it.
+        fixed, space = _sought([word for word in words if word.key_or_group not in settings.each])
+    chosen = {*settings.each, *space, *(word.partition("=")[0] for word in fixed)}
+    first = [] if "protocol" in chosen else ["protocol=holdout"]
+    plans = [Sought([*first, *apart, *fixed], space) for apart in several]
     for plan in plans:
         _check(plan, config_name, config_dir)
     return settings, plans
