@@ -114,10 +114,31 @@ RunRecord(choices={}, seed=0, config={}, split="", manifest="", seconds={}, metr
 """
 
 
+def test_an_experiment_keeps_the_places_of_groups_and_references_to_other_keys(tiny_run, tmp_path):
+    parts = ["loss=combined", "loss@loss.parts.pairs=contrastive", "+loss@loss.parts.third=triplet"]
+    typed = [*tiny_run, *parts, "+loss.weights.third=0.5", "data.split_seed=${seed}", "seed=3"]
+    assert write_experiment(tmp_path / "experiment" / "best.yaml", typed, trials=2) == []
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    wanted = plain(load_config(typed, run_folder=str(tmp_path)))
+    assert essential(made) == essential(wanted)
+    again = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best", "seed=4"], tmp_path).config)
+    assert (made["data"]["split_seed"], again["data"]["split_seed"]) == (3, 4)
+
+
+def test_a_debug_is_no_part_of_an_experiment(tiny_run, tmp_path):
+    typed = [*tiny_run, "debug=fast", "embedding.size=96"]
+    assert write_experiment(tmp_path / "experiment" / "best.yaml", typed, trials=2) == ["debug=fast"]
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    assert made["embedding"]["size"] == 96
+    assert made["choices"]["debug"] is None
+    assert "debug=fast" not in beside_own_groups(str(tmp_path), typed, trials=2)
+
+
 @pytest.mark.slow
-def test_workers_freeze_their_trials_one_after_another(tiny_run, tmp_path, monkeypatch):
+def test_workers_freeze_their_trials_one_after_another(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(process, "command", lambda job, lock: [sys.executable, "-c", DONE, str(job.folder)])
-    assert tune([*tiny_run, f"tune_folder={tmp_path}", "workers=3", "trials=6"]) == 0
+    assert tune([*tiny_run, f"tune_folder={tmp_path}", "workers=3", "trials=6", "debug=fast"]) == 0
+    assert "Left out: debug=fast" in capsys.readouterr().out
     [study] = tmp_path.iterdir()
     storage = JournalStorage(JournalFileBackend(str(study / "journal.log")))
     trials = optuna.load_study(study_name=study.name, storage=storage).trials

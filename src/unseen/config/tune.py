@@ -31,6 +31,7 @@ from unseen.sweep.job import Job
 from unseen.sweep.process import STOPPED, interruptible
 from unseen.sweep.search import Choice, Interval, Space, Study
 from unseen.sweep.tables import trials_table
+from unseen.tracking.redaction import redacted
 
 OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
 """A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
@@ -259,8 +260,9 @@ def _conclude(study: Study, fixed: Sequence[str], config_dir: str | None, consol
     ended, best = study.ended, study.best
     names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]
     found = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in best]
+    left_out: list[str] = []
     for name, overrides in zip(names, found, strict=True):
-        write_experiment(study.folder / "experiment" / f"{name}.yaml", overrides, ended)
+        left_out = write_experiment(study.folder / "experiment" / f"{name}.yaml", overrides, ended)
     words = ["--config-dir", str(study.folder), f"experiment={names[0]}"]
     if config_dir:
         words = beside_own_groups(config_dir, found[0], ended)
@@ -270,6 +272,10 @@ def _conclude(study: Study, fixed: Sequence[str], config_dir: str | None, consol
         soft_wrap=True,
         markup=False,
     )
+    if left_out:
+        console.print(
+            f"Left out: {shlex.join(left_out)}, which no experiment can choose.", soft_wrap=True, markup=False
+        )
     return 0
 
 
@@ -278,44 +284,59 @@ def beside_own_groups(config_dir: str, overrides: Sequence[str], trials: int) ->
 
     Args:
         config_dir: of the user's own groups.
-        overrides: as typed; the protocol is left to whoever trains.
+        overrides: as typed; protocol and `debug` are left to whoever trains.
         trials: that chose them.
     """
-    of_run = [word for word in overrides if not _is_of_protocol(word)]
+    of_run = [word for word in overrides if not (_is_of("protocol", word) or _is_of("debug", word))]
     return ["--config-dir", config_dir, *of_run, f"tuning_trials={trials}"]
 
 
-def _is_of_protocol(override: str) -> bool:
-    return override.partition("=")[0].partition(".")[0] == "protocol"
+def _is_of(group: str, override: str) -> bool:
+    return override.lstrip("+~").partition("=")[0].partition(".")[0] == group
 
 
-def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
+def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> list[str]:
     """An `experiment` that has the effect of overrides.
 
     Args:
         path: YAML to write.
         overrides: as typed; the protocol is left to whoever trains.
         trials: that chose them.
+
+    Returns:
+        Those that it cannot have: a choice of `debug`, which is made after that of the experiment.
     """
-    groups: list[Any] = []
+    added: list[Any] = []
+    changed: list[Any] = []
+    left_out = []
     content = OmegaConf.create({"tuning_trials": trials})
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for word in overrides:
             override = parse(word, "search")
             key = override.key_or_group
-            if _is_of_protocol(key):
+            if _is_of("protocol", key):
                 continue
-            if key == "experiment":  # beside this one, and before what was typed
-                groups.insert(0, override.value())
+            if _is_of("debug", key):
+                left_out.append(word)
+            elif key == "experiment":  # beside this one, and before what was typed
+                added.insert(0, override.value())
             elif loader.get_group_options(key):
-                groups.append({f"override /{key}": override.value()})
+                place = f"/{key}@{override.package}" if override.package else f"/{key}"
+                if override.is_add():
+                    added.append({place: override.value()})
+                else:
+                    changed.append({f"override {place}": override.value()})
             else:
                 OmegaConf.update(content, key, override.value(), force_add=True)
+    groups = [*added, *changed]  # in Hydra's order
     shown: dict[str, Any] = {"defaults": groups} if groups else {}
-    text = OmegaConf.to_yaml(OmegaConf.create({**shown, **plain(content)}))
+    # A reference to another key stays one: what it refers to is not in here, and may change.
+    own = redacted(OmegaConf.to_container(content, resolve=False))
+    text = OmegaConf.to_yaml(OmegaConf.create({**shown, **own}))
     head = (
         f"# @package _global_\n# Chosen by {trials} trials of `unseen tune` on held-out training classes.\n"
     )
     with replacing(path) as temporary:
         temporary.write_text(head + text, encoding="utf-8")
+    return left_out
