@@ -5,6 +5,7 @@ import sys
 
 import optuna
 import pytest
+import torch
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -14,8 +15,9 @@ from unseen.apps.tune import main
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
-from unseen.config.tune import beside_own_groups, planned, tune, write_experiment
+from unseen.config.tune import WHOLE, beside_own_groups, metric_names, planned, tune, write_experiment
 from unseen.config.values import UsageError
+from unseen.retrieval import evaluate
 from unseen.sweep import process
 from unseen.tracking.record import RunRecord, essential
 
@@ -35,6 +37,11 @@ from unseen.tracking.record import RunRecord, essential
         (["each=[ablation]"], "'ablation' has no values"),
         (["each=[seed]", "seed=interval(0,3)"], "does not list values"),
         (["objectives.map_at_r=up"], "choices are maximize, minimize"),
+        (
+            ["+objectives.recal_at_1=maximize"],
+            "objectives.recal_at_1: trials are not measured by it. Choices: ",
+        ),
+        (["+objectives.nmi=maximize"], "recall_at_8, knn_accuracy_3, map_at_r, r_precision, seconds, param"),
         (["hydra/launcher=joblib"], "has no place in a search"),
         (["run_folder=/tmp/x"], "has no place in a search"),
         (["seed=(1"], "cannot be read"),
@@ -46,6 +53,14 @@ def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp
         tune([*tiny_run, f"tune_folder={tmp_path}", *typed])
     assert words in str(refused.value)
     assert not list(tmp_path.glob("*/trials"))
+
+
+def test_the_names_of_metrics_are_those_that_are_measured():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(12, 4, generator=generator), torch.arange(12) % 3
+    whole = dict.fromkeys(WHOLE, True)
+    for asked in ({}, {"recall_at": [1, 3], "precision_at": [2], "knn_accuracy_at": [], **whole}):
+        assert set(metric_names(asked)) == set(evaluate(embeddings, labels, **asked).metrics)
 
 
 def test_what_tells_studies_apart_is_what_each_of_them_has(tiny_run):

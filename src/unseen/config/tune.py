@@ -7,7 +7,7 @@ import itertools
 import json
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +29,16 @@ from unseen.files import replacing
 from unseen.pictures import importance_bars
 from unseen.sweep.job import Job
 from unseen.sweep.process import STOPPED, interruptible
-from unseen.sweep.search import Choice, Interval, Space, Study
+from unseen.sweep.search import OF_THE_RUN, Choice, Interval, Space, Study
 from unseen.sweep.tables import trials_table
 from unseen.tracking.redaction import redacted
 
 OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
 """A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
+AT_RANKS = {"recall_at": "recall_at", "precision_at": "precision_at", "knn_accuracy_at": "knn_accuracy"}
+"""Key of `metrics` that lists ranks → how the names of its metrics begin."""
+WHOLE = ("map_at_r", "r_precision", "mean_average_precision", "mrr", "nmi", "ami")
+"""Keys of `metrics` that ask for the metric of their name."""
 _freezing = threading.Lock()
 """Held while a trial is frozen: Hydra composes and resolves by what there is once in a process."""
 
@@ -180,6 +184,7 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     root = Path(settings.tune_folder).expanduser()
     some = [f"{key}={part.typed[0]}" for key, part in sought.space.items()]
     first = freezer.freeze([*fixed, *some, *OF_A_TRIAL], root)
+    _check_objectives(settings.objectives, first)
     _check_held_out(first)
     _check_learns(first, sought.space)
     folder = root.resolve() / _name(first, sought, settings)
@@ -211,6 +216,29 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
 def _check(sought: Sought, config_name: str, config_dir: str | None) -> None:
     words = [f"{key}={','.join(part.typed)}" for key, part in sought.space.items()]
     check_overrides(config_name, [*sought.fixed, *words], config_dir)
+
+
+def _check_objectives(objectives: Iterable[str], first: Frozen) -> None:
+    known = [*metric_names(plain(first.config.metrics)), *OF_THE_RUN]
+    for name in objectives:
+        if name not in known:
+            raise UsageError(
+                f"objectives.{name}: trials are not measured by it. Choices: {', '.join(known)}. "
+                "Others are asked for by their own key, such as metrics.nmi=true or metrics.recall_at=[1,16]."
+            )
+
+
+def metric_names(metrics: Mapping[str, Any]) -> list[str]:
+    """What a run with these `metrics` is measured by, without torch that measures it.
+
+    Args:
+        metrics: keyword arguments of `unseen.retrieval.evaluate`; what is left out is the default.
+    """
+    default = OmegaConf.load(config_folder() / "metrics" / "default.yaml")
+    assert isinstance(default, DictConfig)
+    given = {**plain(default), **metrics}
+    ranked = [f"{name}_{rank}" for key, name in AT_RANKS.items() for rank in given[key] or ()]
+    return [*ranked, *(name for name in WHOLE if given[name])]
 
 
 def _check_held_out(first: Frozen) -> None:
