@@ -3,14 +3,22 @@
 import signal
 import sys
 
+import optuna
 import pytest
+import torch
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from unseen.apps.tune import main
 from unseen.config.command_line import load_config
 from unseen.config.freeze import Freezer
 from unseen.config.identity import plain
-from unseen.config.tune import beside_own_groups, tune, write_experiment
+from unseen.config.tune import WHOLE, beside_own_groups, metric_names, planned, tune, write_experiment
 from unseen.config.values import UsageError
+from unseen.retrieval import evaluate
+from unseen.sweep import process
 from unseen.tracking.record import RunRecord, essential
 
 
@@ -29,6 +37,11 @@ from unseen.tracking.record import RunRecord, essential
         (["each=[ablation]"], "'ablation' has no values"),
         (["each=[seed]", "seed=interval(0,3)"], "does not list values"),
         (["objectives.map_at_r=up"], "choices are maximize, minimize"),
+        (
+            ["+objectives.recal_at_1=maximize"],
+            "objectives.recal_at_1: trials are not measured by it. Choices: ",
+        ),
+        (["+objectives.nmi=maximize"], "recall_at_8, knn_accuracy_3, map_at_r, r_precision, seconds, param"),
         (["hydra/launcher=joblib"], "has no place in a search"),
         (["run_folder=/tmp/x"], "has no place in a search"),
         (["seed=(1"], "cannot be read"),
@@ -40,6 +53,28 @@ def test_what_cannot_work_is_refused_before_any_work(typed, words, tiny_run, tmp
         tune([*tiny_run, f"tune_folder={tmp_path}", *typed])
     assert words in str(refused.value)
     assert not list(tmp_path.glob("*/trials"))
+
+
+def test_the_names_of_metrics_are_those_that_are_measured():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(12, 4, generator=generator), torch.arange(12) % 3
+    whole = dict.fromkeys(WHOLE, True)
+    for asked in ({}, {"recall_at": [1, 3], "precision_at": [2], "knn_accuracy_at": [], **whole}):
+        assert set(metric_names(asked)) == set(evaluate(embeddings, labels, **asked).metrics)
+
+
+def test_what_tells_studies_apart_is_what_each_of_them_has(tiny_run):
+    _, plans = planned([*tiny_run, "each=[protocol]", "protocol=holdout,folds"])
+    choices = [Freezer().freeze([*plan.fixed, "seed=1"], "unused").config.choices.protocol for plan in plans]
+    assert choices == ["holdout", "folds"]
+    rate = "optimizer.learning_rates.head"
+    _, plans = planned([*tiny_run, f"each=[{rate}]", f"{rate}=1e-3,1e-2"])
+    assert [[f"{rate}={value}" in plan.fixed for value in (0.001, 0.01)] for plan in plans] == [
+        [True, False],
+        [False, True],
+    ]
+    assert [set(plan.space) for plan in plans] == [{"optimizer.learning_rates.backbone"}] * 2
+    assert all("protocol=holdout" in plan.fixed for plan in plans)
 
 
 def test_a_request_for_its_config_starts_no_search(monkeypatch, tiny_run, tmp_path, capsys):
@@ -80,6 +115,51 @@ def test_an_experiment_of_an_experiment_has_the_effect_of_both(tmp_path):
     wanted = plain(load_config(typed, run_folder=str(tmp_path)))
     assert essential(made) == essential(wanted)
     assert wanted["trainer"]["max_epochs"] == 25, "the paper's"
+
+
+DONE = """
+import sys
+from pathlib import Path
+from unseen.tracking.record import RunRecord
+
+found = {"validation": {"map_at_r": 0.5}}
+RunRecord(choices={}, seed=0, config={}, split="", manifest="", seconds={}, metrics=found).save(
+    Path(sys.argv[1]) / "record.json"
+)
+"""
+
+
+def test_an_experiment_keeps_the_places_of_groups_and_references_to_other_keys(tiny_run, tmp_path):
+    parts = ["loss=combined", "loss@loss.parts.pairs=contrastive", "+loss@loss.parts.third=triplet"]
+    typed = [*tiny_run, *parts, "+loss.weights.third=0.5", "data.split_seed=${seed}", "seed=3"]
+    assert write_experiment(tmp_path / "experiment" / "best.yaml", typed, trials=2) == []
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    wanted = plain(load_config(typed, run_folder=str(tmp_path)))
+    assert essential(made) == essential(wanted)
+    again = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best", "seed=4"], tmp_path).config)
+    assert (made["data"]["split_seed"], again["data"]["split_seed"]) == (3, 4)
+
+
+def test_a_debug_is_no_part_of_an_experiment(tiny_run, tmp_path):
+    typed = [*tiny_run, "debug=fast", "embedding.size=96"]
+    assert write_experiment(tmp_path / "experiment" / "best.yaml", typed, trials=2) == ["debug=fast"]
+    made = plain(Freezer(config_dir=str(tmp_path)).freeze(["experiment=best"], tmp_path).config)
+    assert made["embedding"]["size"] == 96
+    assert made["choices"]["debug"] is None
+    assert "debug=fast" not in beside_own_groups(str(tmp_path), typed, trials=2)
+
+
+@pytest.mark.slow
+def test_workers_freeze_their_trials_one_after_another(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(process, "command", lambda job, lock: [sys.executable, "-c", DONE, str(job.folder)])
+    assert tune([*tiny_run, f"tune_folder={tmp_path}", "workers=3", "trials=6", "debug=fast"]) == 0
+    assert "Left out: debug=fast" in capsys.readouterr().out
+    [study] = tmp_path.iterdir()
+    storage = JournalStorage(JournalFileBackend(str(study / "journal.log")))
+    trials = optuna.load_study(study_name=study.name, storage=storage).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    for frozen in study.glob("trials/*/job.yaml"):
+        assert OmegaConf.load(frozen).run_folder == str(frozen.parent)
 
 
 @pytest.mark.slow

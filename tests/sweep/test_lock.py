@@ -8,7 +8,7 @@ import time
 import pytest
 
 from unseen.sweep import lock
-from unseen.sweep.lock import BusyError, holder, kind_for, locked
+from unseen.sweep.lock import BusyError, awaited, holder, kind_for, locked
 
 HOLDS = """
 import sys, time
@@ -37,6 +37,19 @@ def test_one_process_holds_a_job_until_it_is_done(tmp_path, kind):
     assert holder(tmp_path) is None
     with locked(tmp_path, kind):
         pass
+
+
+@pytest.mark.parametrize("kind", ["kernel", "lease"])
+def test_who_waits_gets_the_lock_when_its_holder_leaves_unless_it_gives_up(tmp_path, kind):
+    looks = []
+    with locked(tmp_path, kind), awaited(tmp_path, kind, lambda: looks.append(1) or len(looks) > 2) as alone:
+        assert not alone
+    with process(tmp_path, kind, seconds=0.5) as other:
+        assert other.stdout.readline() == "held\n"
+        with awaited(tmp_path, kind) as alone:
+            assert alone
+            assert f"process {os.getpid()} on" in holder(tmp_path)
+    assert holder(tmp_path) is None
 
 
 def test_the_kernel_frees_the_lock_of_a_process_that_is_killed(tmp_path):

@@ -1,13 +1,18 @@
 """A search with jobs that compute a known function: what it finds, prunes, survives and never does twice."""
 
 import functools
+import itertools
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -44,7 +49,7 @@ try:
         for epoch in range(4):
             rows += f"{epoch},{epoch},{value * (epoch + 1) / 4}\\n"
             (folder / "metrics.csv").write_text(rows)
-            time.sleep(1.5 if kind == "slow" else 0)
+            time.sleep({"slow": 1.5, "endless": 60}.get(kind, 0))
         found = {"map_at_r": value, "recall_at_1": 1 - value}
         record(metrics={"validation": found}, parameters=int(1000 * x))
 except BusyError:
@@ -204,21 +209,121 @@ def test_a_trial_whose_process_died_is_gone_on_with(make, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_trial_whose_process_died_before_it_froze_the_job_is_gone_on_with(make):
+    asked = make(2).study.ask({"x": Interval(0.0, 1.0).distribution})
+    study = make(2)
+    study.run()
+    assert states(study) == {TrialState.COMPLETE: 2}
+    assert study.study.trials[0].params == asked.params
+
+
+def test_a_trial_that_another_process_told_while_its_job_was_frozen_stays_as_it_was_told(make, tmp_path):
+    other = make(1)
+
+    def late(overrides):
+        other.study.tell(0, 0.25)
+        return freeze(tmp_path / "study" / "trials", overrides)
+
+    study = make(1, freeze=late)
+    study.run()
+    assert study.study.trials[0].values == [0.25]
+    assert study.lines == ["1/1  trial 0: another process told its end"]
+    assert not starts(study)
+
+
+@pytest.mark.slow
+def test_a_job_whose_trial_another_process_told_is_ended(make):
+    study, other = make(1, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst), make(1)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(study.run)
+        while not list(study.folder.glob("trials/*/metrics.csv")):
+            time.sleep(0.05)
+        other.study.tell(0, 0.25)
+        run.result()
+    assert study.study.trials[0].values == [0.25]
+    assert study.lines == ["1/1  trial 0: another process told its end"]
+    assert not list(study.folder.glob("trials/*/record.json"))
+
+
+@pytest.mark.slow
 def test_a_trial_that_another_process_has_is_left_alone(make):
-    study = make(3, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
+    study = make(3, {"kind": Choice(("endless", "plain"))}, sampler=Plain)
     trial = study.study.ask({"kind": study.space["kind"].distribution})
-    job = study.freeze(["kind=slow"])
+    job = study.freeze(["kind=endless"])
     trial.set_user_attr("folder", str(job.folder))
     other = subprocess.Popen(process.command(job, "kernel"))
     while not (job.folder / "starts").exists():
         time.sleep(0.05)
-    again = make(3, {"kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
+    again = make(3, {"kind": Choice(("endless", "plain"))}, sampler=Plain)
     again.run()
-    assert other.poll() is None
+    is_alive = other.poll() is None
     other.kill()
     other.wait()
+    assert is_alive
     assert again.study.trials[0].state == TrialState.RUNNING
     assert starts(again) == [1, 1]
+
+
+class Plain(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return "plain"
+
+
+def test_processes_that_ask_together_propose_differently_and_keep_the_budget(make):
+    asking = threading.Barrier(2)
+
+    def sampler(seed):
+        with suppress(threading.BrokenBarrierError):
+            asking.wait(timeout=1)
+        return optuna.samplers.RandomSampler(seed)
+
+    def no_job(overrides):
+        raise ValueError("it is the questions that matter")
+
+    studies = [make(3, sampler=sampler, freeze=no_job) for _ in range(2)]
+    together(studies)
+    trials = studies[0].study.trials
+    assert len(trials) == 3
+    assert len({trial.params["x"] for trial in trials}) == 3
+
+
+@pytest.mark.slow
+def test_a_trial_is_one_process_s_from_its_question_to_its_end(make, tmp_path):
+    frozen = []
+
+    def counted(overrides):
+        frozen.append(overrides)
+        return freeze(tmp_path / "study" / "trials", overrides)
+
+    studies = [make(4, freeze=counted) for _ in range(2)]
+    together(studies)
+    assert states(studies[0]) == {TrialState.COMPLETE: 4}
+    assert len(frozen) == 4, "nobody takes up a trial whose job has not begun yet"
+    assert all(study.lines for study in studies), "both take part"
+
+
+def together(studies):
+    """Run studies of one folder as processes would; what they share they share by files."""
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(study.run) for study in studies]:
+            done.result()
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_what_moves_the_objective_is_important_whichever_end_is_good(make, direction):
+    space = {"good": Interval(0.0, 1.0), "bad": Interval(0.0, 1.0)}
+    study = make(space=space, objectives={"map_at_r": direction})
+    parts = {key: part.distribution for key, part in space.items()}
+    for good, bad in itertools.product(np.linspace(0.05, 0.95, 7), repeat=2):
+        value = 3.0 * (good > 0.8) - 1.0 * (bad > 0.8)
+        study.study.add_trial(
+            optuna.create_trial(params={"good": good, "bad": bad}, distributions=parts, value=value)
+        )
+    shares = study.importances()
+    # Of a sum each part's share is its variance's.
+    assert shares["good"] == pytest.approx(0.9, abs=0.05)
+    assert shares["bad"] == pytest.approx(0.1, abs=0.05)
+    assert shares == study.importances()
 
 
 def test_what_cannot_be_sought_is_refused_in_words(make):

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,18 @@ from unseen.files import replacing
 from unseen.pictures import importance_bars
 from unseen.sweep.job import Job
 from unseen.sweep.process import STOPPED, interruptible
-from unseen.sweep.search import Choice, Interval, Space, Study
+from unseen.sweep.search import OF_THE_RUN, Choice, Interval, Space, Study
 from unseen.sweep.tables import trials_table
+from unseen.tracking.redaction import redacted
 
 OF_A_TRIAL = ("evaluation.test=false", "pictures=false", "callbacks=quiet")
 """A trial is judged by classes held out of training; test classes are not looked at, and nothing is drawn."""
+AT_RANKS = {"recall_at": "recall_at", "precision_at": "precision_at", "knn_accuracy_at": "knn_accuracy"}
+"""Key of `metrics` that lists ranks → how the names of its metrics begin."""
+WHOLE = ("map_at_r", "r_precision", "mean_average_precision", "mrr", "nmi", "ami")
+"""Keys of `metrics` that ask for the metric of their name."""
+_freezing = threading.Lock()
+"""Held while a trial is frozen: Hydra composes and resolves by what there is once in a process."""
 
 
 class Sought(NamedTuple):
@@ -89,11 +97,12 @@ def planned(
     settings = _settings(own, config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         several, others = _each(settings, of_trials)
-        words = [*settings.space.sought, *others]
-        fixed, space = _sought([parse(word, "search") for word in words])
-    if not any(word.partition("=")[0] == "protocol" for word in fixed):
-        fixed = ["protocol=holdout", *fixed]
-    plans = [Sought([*apart, *fixed], space) for apart in several]
+        words = [parse(word, "search") for word in (*settings.space.sought, *others)]
+        # What tells studies apart is not sought, though a ready space seeks it.
+        fixed, space = _sought([word for word in words if word.key_or_group not in settings.each])
+    chosen = {*settings.each, *space, *(word.partition("=")[0] for word in fixed)}
+    first = [] if "protocol" in chosen else ["protocol=holdout"]
+    plans = [Sought([*first, *apart, *fixed], space) for apart in several]
     for plan in plans:
         _check(plan, config_name, config_dir)
     return settings, plans
@@ -175,16 +184,18 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
     root = Path(settings.tune_folder).expanduser()
     some = [f"{key}={part.typed[0]}" for key, part in sought.space.items()]
     first = freezer.freeze([*fixed, *some, *OF_A_TRIAL], root)
+    _check_objectives(settings.objectives, first)
     _check_held_out(first)
     _check_learns(first, sought.space)
     folder = root.resolve() / _name(first, sought, settings)
 
     def freeze(values: Sequence[str]) -> Job:
-        one = freezer.freeze([*fixed, *values, *OF_A_TRIAL], folder / "trials")
-        for logger in one.config.logger.values():
-            if "job_type" in logger:
-                logger.job_type = "tune"
-        one.save()
+        with _freezing:
+            one = freezer.freeze([*fixed, *values, *OF_A_TRIAL], folder / "trials")
+            for logger in one.config.logger.values():
+                if "job_type" in logger:
+                    logger.job_type = "tune"
+            one.save()
         return one.job
 
     with building():
@@ -205,6 +216,29 @@ def _study(settings: DictConfig, sought: Sought, freezer: Freezer, console: Cons
 def _check(sought: Sought, config_name: str, config_dir: str | None) -> None:
     words = [f"{key}={','.join(part.typed)}" for key, part in sought.space.items()]
     check_overrides(config_name, [*sought.fixed, *words], config_dir)
+
+
+def _check_objectives(objectives: Iterable[str], first: Frozen) -> None:
+    known = [*metric_names(plain(first.config.metrics)), *OF_THE_RUN]
+    for name in objectives:
+        if name not in known:
+            raise UsageError(
+                f"objectives.{name}: trials are not measured by it. Choices: {', '.join(known)}. "
+                "Others are asked for by their own key, such as metrics.nmi=true or metrics.recall_at=[1,16]."
+            )
+
+
+def metric_names(metrics: Mapping[str, Any]) -> list[str]:
+    """What a run with these `metrics` is measured by, without torch that measures it.
+
+    Args:
+        metrics: keyword arguments of `unseen.retrieval.evaluate`; what is left out is the default.
+    """
+    default = OmegaConf.load(config_folder() / "metrics" / "default.yaml")
+    assert isinstance(default, DictConfig)
+    given = {**plain(default), **metrics}
+    ranked = [f"{name}_{rank}" for key, name in AT_RANKS.items() for rank in given[key] or ()]
+    return [*ranked, *(name for name in WHOLE if given[name])]
 
 
 def _check_held_out(first: Frozen) -> None:
@@ -254,8 +288,9 @@ def _conclude(study: Study, fixed: Sequence[str], config_dir: str | None, consol
     ended, best = study.ended, study.best
     names = ["best"] if len(best) == 1 else [f"trial_{trial.number}" for trial in best]
     found = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in best]
+    left_out: list[str] = []
     for name, overrides in zip(names, found, strict=True):
-        write_experiment(study.folder / "experiment" / f"{name}.yaml", overrides, ended)
+        left_out = write_experiment(study.folder / "experiment" / f"{name}.yaml", overrides, ended)
     words = ["--config-dir", str(study.folder), f"experiment={names[0]}"]
     if config_dir:
         words = beside_own_groups(config_dir, found[0], ended)
@@ -265,6 +300,10 @@ def _conclude(study: Study, fixed: Sequence[str], config_dir: str | None, consol
         soft_wrap=True,
         markup=False,
     )
+    if left_out:
+        console.print(
+            f"Left out: {shlex.join(left_out)}, which no experiment can choose.", soft_wrap=True, markup=False
+        )
     return 0
 
 
@@ -273,44 +312,59 @@ def beside_own_groups(config_dir: str, overrides: Sequence[str], trials: int) ->
 
     Args:
         config_dir: of the user's own groups.
-        overrides: as typed; the protocol is left to whoever trains.
+        overrides: as typed; protocol and `debug` are left to whoever trains.
         trials: that chose them.
     """
-    of_run = [word for word in overrides if not _is_of_protocol(word)]
+    of_run = [word for word in overrides if not (_is_of("protocol", word) or _is_of("debug", word))]
     return ["--config-dir", config_dir, *of_run, f"tuning_trials={trials}"]
 
 
-def _is_of_protocol(override: str) -> bool:
-    return override.partition("=")[0].partition(".")[0] == "protocol"
+def _is_of(group: str, override: str) -> bool:
+    return override.lstrip("+~").partition("=")[0].partition(".")[0] == group
 
 
-def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> None:
+def write_experiment(path: Path, overrides: Sequence[str], trials: int) -> list[str]:
     """An `experiment` that has the effect of overrides.
 
     Args:
         path: YAML to write.
         overrides: as typed; the protocol is left to whoever trains.
         trials: that chose them.
+
+    Returns:
+        Those that it cannot have: a choice of `debug`, which is made after that of the experiment.
     """
-    groups: list[Any] = []
+    added: list[Any] = []
+    changed: list[Any] = []
+    left_out = []
     content = OmegaConf.create({"tuning_trials": trials})
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         for word in overrides:
             override = parse(word, "search")
             key = override.key_or_group
-            if _is_of_protocol(key):
+            if _is_of("protocol", key):
                 continue
-            if key == "experiment":  # beside this one, and before what was typed
-                groups.insert(0, override.value())
+            if _is_of("debug", key):
+                left_out.append(word)
+            elif key == "experiment":  # beside this one, and before what was typed
+                added.insert(0, override.value())
             elif loader.get_group_options(key):
-                groups.append({f"override /{key}": override.value()})
+                place = f"/{key}@{override.package}" if override.package else f"/{key}"
+                if override.is_add():
+                    added.append({place: override.value()})
+                else:
+                    changed.append({f"override {place}": override.value()})
             else:
                 OmegaConf.update(content, key, override.value(), force_add=True)
+    groups = [*added, *changed]  # in Hydra's order
     shown: dict[str, Any] = {"defaults": groups} if groups else {}
-    text = OmegaConf.to_yaml(OmegaConf.create({**shown, **plain(content)}))
+    # A reference to another key stays one: what it refers to is not in here, and may change.
+    own = redacted(OmegaConf.to_container(content, resolve=False))
+    text = OmegaConf.to_yaml(OmegaConf.create({**shown, **own}))
     head = (
         f"# @package _global_\n# Chosen by {trials} trials of `unseen tune` on held-out training classes.\n"
     )
     with replacing(path) as temporary:
         temporary.write_text(head + text, encoding="utf-8")
+    return left_out

@@ -14,8 +14,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +51,8 @@ BEATS = 6
 """Times that a holder touches its lease before it would expire."""
 BUSY = 75
 """Status with which a process leaves that finds its job taken (EX_TEMPFAIL)."""
+PAUSE = 0.1
+"""Seconds between two tries to be the only process at a folder."""
 
 _held: set[int] = set()
 
@@ -85,6 +87,32 @@ def locked(folder: Path, kind: str = "auto", expires: float = EXPIRES) -> Iterat
     kind = kind_for(folder) if kind == "auto" else kind
     with _kernel(folder) if kind == "kernel" else _lease(folder, expires):
         yield
+
+
+@contextmanager
+def awaited(folder: Path, kind: str, given_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Be the only process at a folder, as `locked`, but wait until whoever is there has left.
+
+    Args:
+        folder: of what no two processes may do at once.
+        kind: see `locked`.
+        given_up: looked at before each try; ends the wait.
+
+    Gives:
+        whether this process is at it; not, where it gave up.
+    """
+    with ExitStack() as held:
+        yield _entered(held, folder, kind, given_up)
+
+
+def _entered(held: ExitStack, folder: Path, kind: str, given_up: Callable[[], bool]) -> bool:
+    while not given_up():
+        try:
+            held.enter_context(locked(folder, kind))
+            return True
+        except BusyError:
+            time.sleep(PAUSE)
+    return False
 
 
 def holder(folder: Path, expires: float = EXPIRES) -> str | None:

@@ -8,30 +8,30 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import get_param_importances
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from unseen.sweep.job import LOG, Job, State
 from unseen.sweep.launchers.local import shared_threads
-from unseen.sweep.lock import BUSY, holder
+from unseen.sweep.lock import BUSY, BusyError, awaited, holder, locked
 from unseen.sweep.process import run, was_stopped
 from unseen.tracking.record import RunRecord
 
 JOURNAL = "journal.log"
 """In a study's folder: every trial, as Optuna keeps it; several processes may write it at once."""
-ABANDONED = timedelta(minutes=10)
-"""After which a trial that never got a folder is taken for dead with the process that asked for it."""
+LOCKS = "locks"
+"""In a study's folder: what processes that take part in it hold, one at a time."""
 PAUSE = 1.0
 """Seconds between two looks at a job that another process has."""
 
@@ -139,7 +139,6 @@ class Study:
             load_if_exists=True,
         )
         self._asking = Lock()
-        self._mine: set[int] = set()
 
     def run(self, workers: int = 1) -> None:
         """Go on until the budget is spent or the process is asked to stop; trials left behind come first.
@@ -153,15 +152,25 @@ class Study:
                 done.result()
 
     def _work(self, environment: Mapping[str, str]) -> None:
-        while not was_stopped() and (trial := self._next()) is not None:
-            self._attempt(trial, environment)
+        while not was_stopped():
+            with ExitStack() as claim:
+                if (trial := self._next(claim)) is None:
+                    return
+                self._attempt(trial, environment)
 
-    def _next(self) -> Trial | None:
-        """A trial whose process died, else a new one, while the budget lasts."""
-        with self._asking:
+    def _next(self, claim: ExitStack) -> Trial | None:
+        """A trial whose process died, else a new one, while the budget lasts.
+
+        Args:
+            claim: holds the trial's lock from here on, so that nobody takes the trial for left behind.
+        """
+        # Of all processes one at a time: the budget, the seed and the proposal are of the trials there are.
+        with self._asking, awaited(self._place("asking"), self.lock, was_stopped) as is_alone:
+            if not is_alone:
+                return None
             known = self.study.get_trials(deepcopy=False)
             for left in known:
-                if (trial := self._adopted(left)) is not None:
+                if (trial := self._adopted(left, claim)) is not None:
                     return trial
             if len(known) >= self.trials:
                 return None
@@ -169,23 +178,41 @@ class Study:
             seed = np.random.SeedSequence([self.seed, len(known)]).generate_state(1)[0]
             self.study.sampler = self.sampler(seed=int(seed))
             trial = self.study.ask({key: part.distribution for key, part in self.space.items()})
-            self._mine.add(trial.number)
+            self._claimed(trial.number, claim)
             return trial
 
-    def _adopted(self, left: FrozenTrial) -> Trial | None:
+    def _adopted(self, left: FrozenTrial, claim: ExitStack) -> Trial | None:
         """A trial that another process left behind; none if it is not such a one."""
-        if left.state != TrialState.RUNNING or left.number in self._mine:
+        if not _is_open(left) or not self._claimed(left.number, claim):
             return None
-        if (folder := left.user_attrs.get("folder")) is None:
-            if left.datetime_start and datetime.now() - left.datetime_start > ABANDONED:
-                self.study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
+        # Whoever was at it may have told its end, and left, since it was looked at.
+        if not _is_open(self.study.get_trials(deepcopy=False)[left.number]):
+            claim.close()
             return None
-        if holder(Path(folder)) is not None:
-            return None  # another process is at it, and will tell
-        self._mine.add(left.number)
         return Trial(self.study, left._trial_id)
 
+    def _claimed(self, number: int, claim: ExitStack) -> bool:
+        """Whether a trial is this worker's now; not, where another one is at it."""
+        try:
+            claim.enter_context(locked(self._place(f"trial_{number}"), self.lock))
+        except BusyError:
+            return False
+        return True
+
+    def _place(self, name: str) -> Path:
+        """The folder of a lock that processes share."""
+        folder = self.folder / LOCKS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _attempt(self, trial: Trial, environment: Mapping[str, str]) -> None:
+        """One trial to its end, unless another process tells that first."""
+        try:
+            self._finish(trial, environment)
+        except UpdateFinishedTrialError:
+            self._say(trial, "another process told its end")
+
+    def _finish(self, trial: Trial, environment: Mapping[str, str]) -> None:
         overrides = [f"{key}={value}" for key, value in trial.params.items()]
         try:
             job = self.freeze(overrides)
@@ -231,6 +258,9 @@ class Study:
     ) -> None:
         # Another process may have found the same end first.
         self.study.tell(trial, values, state=state, skip_if_finished=True)
+        self._say(trial, text)
+
+    def _say(self, trial: Trial, text: str) -> None:
         self.say(f"{self.ended}/{self.trials}  trial {trial.number}: {text}")
 
     @property
@@ -266,7 +296,9 @@ class Study:
         done = self.complete
         if len(done) < 4 or len({one.values[0] for one in done}) == 1 or len(self.space) < 2:
             return {}
-        found = get_param_importances(self.study, target=lambda trial: trial.values[0])
+        # By name, because Optuna's default is another one, which asks what makes low values low.
+        fanova = FanovaImportanceEvaluator(seed=0)
+        found = get_param_importances(self.study, evaluator=fanova, target=lambda trial: trial.values[0])
         return {key: float(share) for key, share in found.items()}
 
 
@@ -304,6 +336,12 @@ def value_of(record: RunRecord, objective: str) -> float:
 def shown(objective: str, value: float) -> str:
     """For people: metrics in percent."""
     return f"{value:,.0f}" if objective in OF_THE_RUN else f"{100 * value:.2f} %"
+
+
+def _is_open(trial: FrozenTrial) -> bool:
+    """Whether nobody has told a trial's end, and no process is at its job, whose search may have died."""
+    folder = trial.user_attrs.get("folder")
+    return trial.state == TrialState.RUNNING and (folder is None or holder(Path(folder)) is None)
 
 
 def _finished(job: Job, lock: str, environment: Mapping[str, str], look: Callable[[], None]) -> int | None:
