@@ -154,9 +154,10 @@ class Same(optuna.samplers.RandomSampler):
 def test_a_free_worker_does_not_wait_for_a_slow_trial(make):
     study = make(5, {"x": Interval(0.0, 1.0), "kind": Choice(("slow", "plain"))}, sampler=SlowFirst)
     study.run(workers=2)
-    ended = sorted(study.study.trials, key=lambda trial: trial.datetime_complete)
-    assert ended[-1].number == 0
-    assert ended[-1].params["kind"] == "slow"
+    slow, _, third = study.study.trials[:3]
+    assert slow.params["kind"] == "slow"
+    # Who had the second took the third; when the others end depends on how busy the machine is.
+    assert third.datetime_start < slow.datetime_complete
 
 
 class SlowFirst(optuna.samplers.RandomSampler):
