@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -16,6 +17,7 @@ from unseen.config.command_line import (
     help_text,
     load_config,
 )
+from unseen.config.quoting import quoted
 from unseen.config.values import check_devices
 from unseen.retrieval import evaluate
 
@@ -272,3 +274,23 @@ def test_a_network_that_starts_from_nothing_deploys_what_the_loss_sees_unless_to
     assert load_config(["data=glyphs", "loss=norm_softmax"]).embedding.readout == "projection"
     assert load_config(["data=glyphs", "embedding.readout=features"]).embedding.readout == "features"
     assert load_config(["data=folder", "data.root=/images"]).embedding.readout == "features"
+
+
+ODD = ["josé", "lr=0.1", "a,b", "x (1)", "{a}", "[a]", "a'b", "a~b", "100%", "x y"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_name_of_a_folder_may_hold_what_the_grammar_of_overrides_needs(name, tmp_path, monkeypatch):
+    """Of the working folder, of the run's, and of a user's own groups."""
+    (tmp_path / name / "lever").mkdir(parents=True)
+    (tmp_path / name / "lever" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    monkeypatch.chdir(tmp_path / name)
+    assert load_config(run_folder="here").run_folder == str(tmp_path / name / "here")
+    check_overrides("train", ["lever=mine"], str(tmp_path / name))
+    assert config_of_run("train", ["lever=mine"], str(tmp_path / name)).seed == 5
+
+
+@pytest.mark.parametrize("text", [*ODD, "/a/b-1.0", "runs/birds", "1/2", "null", "12", "a\\", "C:\\a\\'b\\"])
+def test_a_quoted_text_is_read_as_it_was(text):
+    parsed = OverridesParser.create().parse_override(f"key={quoted(text)}").value()
+    assert (parsed, isinstance(parsed, str)) == (text, True)

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from unseen.config.groups import check_own, choices, chosen_by, overview, read_groups
+from unseen.config.quoting import quoted
 from unseen.config.targets import check_logging, check_targets
 from unseen.config.values import UsageError, check_type, check_value
 from unseen.files import replacing
@@ -155,7 +156,7 @@ def help_text(config_name: str, config_dir: str | None = None, named: Sequence[s
 
 def searched(config_dir: str | None) -> list[str]:
     """What Hydra must be told of a user's own groups."""
-    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
 
 
 @contextmanager
@@ -491,12 +492,8 @@ def load_config(
     overrides = several(overrides)
     check_overrides(config_name, overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose(
-            config_name,
-            overrides=[*overrides, f"hydra.runtime.output_dir={Path(run_folder).resolve()}"],
-            return_hydra_config=True,
-        )
-    return without_hydra(config)
+        composed = compose(config_name, overrides=overrides, return_hydra_config=True)
+    return resolved_in(composed, Path(run_folder))
 
 
 def several(overrides: Sequence[str]) -> list[str]:
