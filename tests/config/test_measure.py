@@ -150,13 +150,34 @@ def test_a_change_of_what_was_trained_is_refused(trained, tmp_path):
 
 
 def test_validation_alone_where_the_test_classes_are_not_to_be_seen(trained, tmp_path):
-    folder = trained("embedding.readout=features")
-    measure_again([f"runs={folder}", f"output={tmp_path}", "evaluation.test=false", "protocol=holdout"])
+    folder = trained("protocol=holdout")
+    measure_again([f"runs={folder}", f"output={tmp_path}", "evaluation.test=false"])
     [record] = measured(tmp_path)
     assert set(record.metrics) == {"validation"}
     content = json.loads(next(tmp_path.glob("*/record.json")).read_text())
     assert content["per_class"] == {}
     assert content["participation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (["data.split=fraction", "data.split_seed=1"], "test"),
+        (["protocol=holdout", "protocol.class_fraction=0.5"], "validation"),
+        (["protocol=holdout", "evaluation.test=false"], "validation"),
+        (["protocol.seed=3"], "held-out"),
+    ],
+)
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_trained_on_is_not_measured_as_if_it_were_unseen(
+    trained, coloured_tree, tmp_path, changes, part, moved
+):
+    folder = trained("embedding.readout=features")
+    root = shutil.copytree(coloured_tree, tmp_path / "moved") if moved else coloured_tree
+    command = [f"runs={folder}", f"output={tmp_path / 'out'}", "data=folder", f"data.root={root}"]
+    with pytest.raises(UsageError, match=rf"trained on \d+ of the \d+ {part} images .* such as 'class"):
+        measure_again([*command, *changes])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("chosen", "epoch"), [(4, 3), (None, 0)])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -21,7 +23,9 @@ from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
+from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
+from unseen.data.split import Rows
 from unseen.deploy.model import default_device
 from unseen.evaluation.measure import measure, measure_untrained, measure_validation
 from unseen.evaluation.probe import measure_probe
@@ -108,6 +112,7 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
     before = config_of(record)
     config = _changed(before, record.overrides, changes, config_dir)
     data = build_data(config)
+    _check_untrained(run, before, data, test=config.evaluation.test)
     embedder = _embedder(run.folder, record, before, config, data)
     settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
     by = functools.partial(evaluate, **plain(config.metrics))
@@ -156,6 +161,40 @@ def _changed(
             if key in map(key_of_word, changes):
                 OmegaConf.update(config, key, OmegaConf.select(composed, key))
     return config
+
+
+def _check_untrained(run: Run, before: DictConfig, data: DataModule, test: bool) -> None:
+    """Refuse to call unseen, or kept out, what the network was trained on, by the manifest that the run left.
+
+    Raises:
+        UsageError: naming the part, an image, and the remedy.
+    """
+    if not (run.folder / "manifest.csv").is_file():
+        return
+    manifest = Manifest.load(run.folder / "manifest.csv")
+    # What has the very same paths is the same data, wherever it lies now.
+    rooted = set(manifest.paths) != set(data.manifest.paths)
+    boxed = manifest.boxes is not None and data.manifest.boxes is not None
+    trained = set(_images(manifest, instantiate(before.protocol)(manifest).train, rooted, boxed))
+    split = data.split
+    parts = {"test": np.union1d(split.query, split.gallery), "held-out": split.held_out}
+    for name, rows in {**(parts if test else {}), "validation": split.validation}.items():
+        images = _images(data.manifest, rows, rooted, boxed)
+        if both := [row for row, image in zip(rows, images, strict=True) if image in trained]:
+            raise UsageError(
+                f"{run.name}: it was trained on {len(both)} of the {len(rows)} {name} images of this split, "
+                f"such as '{data.manifest.paths[both[0]]}'. Keep the run's own split (leave out what changes "
+                "it in data and protocol), or measure other images."
+            )
+
+
+def _images(manifest: Manifest, rows: Rows, rooted: bool, boxed: bool) -> list[tuple[Any, ...]]:
+    """What tells images apart: the path, whole or below the root, and the box where there are any."""
+    root = str(manifest.root.resolve()) if rooted else ""
+    paths = [os.path.join(root, manifest.paths[row]) for row in rows]
+    if not boxed or manifest.boxes is None:
+        return [(path,) for path in paths]
+    return [(path, *box) for path, box in zip(paths, manifest.boxes[rows].tolist(), strict=True)]
 
 
 def _embedder(
