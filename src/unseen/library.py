@@ -251,6 +251,7 @@ def fit(
     config = load_config(_last_of_each(typed), run_folder=str(place))
     parts = _parts(loss, typed)
     _embed_as_asked(config, parts)
+    _check_frozen(model, config)
     if model.overrides is not None:
         _check_network(config, _last_of_each(typed[: len(typed) - len(overrides)]), overrides)
         if config.embedding.readout == "features" and model.readout is None:
@@ -308,6 +309,16 @@ def _check_network(config: DictConfig, typed: Sequence[str], overrides: Sequence
         raise ValueError(
             f"overrides of fit: {', '.join(asked)} would change {', '.join(differing)} of a network that has "
             "been made. Give them to unseen.embedder(…, overrides=[…])."
+        )
+
+
+def _check_frozen(model: Embedder, config: DictConfig) -> None:
+    """Refuse a backbone that would not learn where the record says that it does."""
+    if model.backbone.frozen and not config.backbone.frozen:
+        raise ValueError(
+            "The backbone of this network was frozen, by an earlier fit or when it was made, and stays so. "
+            "Say it here too (overrides=['backbone.frozen=true']), or make the network anew by "
+            "unseen.embedder(…)."
         )
 
 
