@@ -87,6 +87,13 @@ def test_a_file_of_the_user_s_own_groups_that_cannot_be_read_is_named(tmp_path, 
             look()
 
 
+@pytest.mark.parametrize("choice", ["logger=tensorboard", "backbone=mobilenetv2"])
+def test_a_choice_of_ours_may_hold_an_empty_text_beside_a_user_s_own_groups(tmp_path, choice):
+    check_overrides("train", [choice], str(tmp_path))
+    with pytest.raises(UsageError, match=r"'logger\.tensorboard\.version' is empty"):
+        check_overrides("train", ["logger=tensorboard", "logger.tensorboard.version="], str(tmp_path))
+
+
 def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path, monkeypatch):
     monkeypatch.setenv("UNSEEN_TRUSTED", "my")
     (tmp_path / "loss").mkdir()

@@ -27,7 +27,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from unseen.config.groups import check_own, choices, chosen_by, overview, read_groups
 from unseen.config.quoting import quoted
 from unseen.config.targets import check_logging, check_targets
-from unseen.config.values import UsageError, check_type, check_value
+from unseen.config.values import UsageError, check_given, check_type, check_value
 from unseen.files import replacing
 from unseen.tracking.redaction import redacted
 
@@ -255,6 +255,7 @@ def _check_values(overrides: Sequence[Override]) -> None:
             continue
         typed[override.key_or_group] = _values(override)
         for value in typed[override.key_or_group]:
+            check_given(override.key_or_group, value, override.input_line or "")
             check_value(override.key_or_group, value, override.input_line or "")
             check_targets(_nested(override.key_or_group, value))
     if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
@@ -265,7 +266,7 @@ def _check_values(overrides: Sequence[Override]) -> None:
 
 
 def _check_files(content: Mapping[str, Any]) -> None:
-    """What a user's own files give is looked at as what is typed."""
+    """What a user's own files give is looked at as what is typed, but that it may be an empty text."""
     for key, value in _leaves(content):
         if value != "???":
             check_value(key, value, f"{key}={'null' if value is None else value}")

@@ -143,11 +143,19 @@ def check_value(key: str, value: Any, typed: str) -> None:
     """
     if str(value).startswith("${"):
         return
-    if value == "":
-        raise UsageError(f"{typed}: '{key}' is empty, as if a shell variable were not set. Give it a value.")
     wanted = limits_of(key)
     if wanted is not None and not wanted.admit(value):
         raise UsageError(f"{typed}: '{key}' takes {wanted}, got {'null' if value is None else repr(value)}.")
+
+
+def check_given(key: str, value: Any, typed: str) -> None:
+    """Refuse a value that is typed as an empty text; a file may mean it.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if value == "":
+        raise UsageError(f"{typed}: '{key}' is empty, as if a shell variable were not set. Give it a value.")
 
 
 def limits_of(key: str) -> Limits | OneOf | ListOf | None:
