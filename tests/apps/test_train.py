@@ -169,6 +169,10 @@ def test_holdout_chooses_the_epoch_on_training_classes(train, tmp_path):
         (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
         (["data.root=/nowhere"], ["/nowhere"]),
         (["protocol.held_out_fraction=2"], ["held_out_fraction=2"]),
+        (
+            ["protocol=holdout", "metrics.map_at_r=false", "sampler.classes_per_batch=2"],
+            ["metrics.map_at_r=false", "protocol=holdout", "protocol=fixed"],
+        ),
         (["resume_from=/nowhere.ckpt", "sampler.classes_per_batch=4"], ["/nowhere.ckpt"]),
     ],
 )

@@ -96,6 +96,11 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
             "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
             "Choose protocol=holdout."
         )
+    if not config.metrics.map_at_r and len(data.split.validation):
+        raise ValueError(
+            f"metrics.map_at_r=false: by it the validation classes of protocol={config.choices.protocol} "
+            "choose the epoch. Leave it at true, or choose protocol=fixed."
+        )
     data.split.check_answerable(settings.test)
     identity = {
         "split": data.split.fingerprint,
