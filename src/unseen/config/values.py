@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
+NO_SOURCE = "data=collection: its images come from Python code, by unseen.dataset(…)."
+"""Said of a choice of data that names no images."""
+
 
 class UsageError(ValueError):
     """Something the user typed cannot work; the message names the key, the value and the choices."""
