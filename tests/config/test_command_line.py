@@ -131,6 +131,11 @@ def test_several_values_are_refused_where_one_run_is_made(typed):
     check_single([f"{key}='{value}'", "metrics.recall_at=[1,2]"])
 
 
+def test_several_values_are_refused_in_a_notebook_too():
+    with pytest.raises(UsageError, match=r"seed=0,1: several values, and this is one run"):
+        load_config(["seed=0,1"])
+
+
 def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
     overrides = ["loss=triplet,arcface", "ablation=full,baseline", "adversary.strength.maximum=0.1,0.2"]
     with pytest.raises(UsageError, match=r"no 'adversary' with loss=triplet, ablation=baseline"):

@@ -492,6 +492,7 @@ def load_config(
     """
     overrides = several(overrides)
     check_overrides(config_name, overrides)
+    check_single(overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         composed = compose(config_name, overrides=overrides, return_hydra_config=True)
     return resolved_in(composed, Path(run_folder))
