@@ -42,6 +42,15 @@ from unseen.workflow.run import EvaluationSettings, with_probe, with_scores
 SECTIONS = ("data", "protocol", "metrics", "evaluation")
 """Of the config that a run is measured by; of `embedding`, the readout is."""
 READOUT = ("embedding.readout", "embedding.whitening", "embedding.pretrained_share")
+CHOSEN_ANEW = ("data", "protocol")
+"""Of these another choice may be typed, which the keys of the run's own choice do not fit …"""
+SHARED = (
+    "data.image_size", "data.workers", "data.evaluation_batch_size", "data.on_error",
+    "data.cache", "data.cache_size", "data.cache_dir", "protocol.seed", "protocol.held_out_fraction",
+)  # fmt: skip
+"""… but for these, which every choice has and which say nothing of the images."""
+BROUGHT = ("backbone", "transforms", "optimizer", "trainer")
+"""Groups that a data set may choose; the keys of a run fit its own choices."""
 WEIGHTS = "backbone.weights"
 """Of the untrained network, which is measured or deployed too: where the file lies now."""
 
@@ -89,11 +98,16 @@ def check_changes(changes: Sequence[str], config_dir: str | None) -> None:
     Raises:
         UsageError: naming the override.
     """
-    check_overrides("train", changes, config_dir)
     check_single(changes)
     for word in changes:
         key = key_of_word(word)
+        if key == "data.image_size":
+            raise UsageError(
+                f"{word}: the network sees images of the size that it was trained with, whatever they are "
+                "prepared from. Leave it out."
+            )
         if key.partition(".")[0] not in SECTIONS and key not in (*READOUT, WEIGHTS):
+            check_overrides("train", [word], config_dir)  # what is mistyped changes nothing
             raise UsageError(
                 f"{word}: that changes what was trained, and this measures what is. Keys of "
                 f"{', '.join(SECTIONS)} can be others, and {', '.join((*READOUT, WEIGHTS))}; for the rest: "
@@ -120,7 +134,7 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
         record,
         config=plain(config),
         choices=record.choices | _groups(changes),
-        overrides=[*record.overrides, *changes],
+        overrides=[*_kept(record.overrides, changes), *changes],
         split=data.split.fingerprint,
         manifest=data.manifest.content_hash,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -151,7 +165,12 @@ def _changed(
     """The config of the run with those sections that are typed as they would be in training."""
     if not changes:
         return before
-    composed = config_of_run("train", [*overrides, *changes], config_dir)
+    kept = _kept(overrides, changes)
+    brought = set(BROUGHT) - set(map(key_of_word, kept))
+    chosen = [f"{group}={before.choices[group]}" for group in sorted(brought)]
+    typed = [*chosen, *kept, *changes]
+    check_overrides("train", typed, config_dir)
+    composed = config_of_run("train", typed, config_dir)
     config = before.copy()
     with open_dict(config):
         for section in {key_of_word(word).partition(".")[0] for word in changes} & set(SECTIONS):
@@ -161,6 +180,13 @@ def _changed(
             if key in map(key_of_word, changes):
                 OmegaConf.update(config, key, OmegaConf.select(composed, key))
     return config
+
+
+def _kept(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """The run's overrides without those of a section that is chosen anew."""
+    anew = {key_of_word(word) for word in changes} & set(CHOSEN_ANEW)
+    keys = {word: key_of_word(word) for word in overrides}
+    return [word for word, key in keys.items() if key in SHARED or key.partition(".")[0] not in anew]
 
 
 def _check_untrained(run: Run, before: DictConfig, data: DataModule, test: bool) -> None:
