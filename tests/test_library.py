@@ -129,6 +129,15 @@ def test_what_a_made_network_cannot_follow_is_refused(images, tmp_path, override
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backbone_that_was_frozen_once_is_not_said_to_learn(images, tmp_path):
+    pixels, labels = images
+    model, data = small_model(), unseen.dataset(pixels, labels=labels)
+    model.backbone.freeze()  # as a fit with backbone.frozen=true does
+    with pytest.raises(ValueError, match=r"was frozen.*overrides=\['backbone\.frozen=true'\]"):
+        unseen.fit(model, data, epochs=1, folder=tmp_path / "run", overrides=SMALL)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_learned_weights_and_a_regulariser_train_and_stay_out_of_what_is_saved(images, tmp_path):
     losses = {"contrastive": 1.0, "norm_softmax": 0.5}

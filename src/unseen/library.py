@@ -24,6 +24,7 @@ from unseen.config.command_line import building, config_folder, load_config, sev
 from unseen.config.export import facts_of, parts_of, thresholds_of
 from unseen.config.folder import check_folder, held
 from unseen.config.groups import choices
+from unseen.config.quoting import quoted
 from unseen.config.targets import instantiate
 from unseen.data.collection import ImageCollection, collect
 from unseen.data.module import DataModule
@@ -175,7 +176,7 @@ def embedder(
     known = backbone in _choices("backbone")
     chosen = {
         "backbone" if known else "backbone.model": _name(backbone),
-        "backbone.weights": None if weights is None else _quoted(weights),
+        "backbone.weights": None if weights is None else quoted(weights),
         "fusion": _name(fusion),
         "embedding.size": size,
         "data.image_size": image_size,
@@ -250,6 +251,7 @@ def fit(
     config = load_config(_last_of_each(typed), run_folder=str(place))
     parts = _parts(loss, typed)
     _embed_as_asked(config, parts)
+    _check_frozen(model, config)
     if model.overrides is not None:
         _check_network(config, _last_of_each(typed[: len(typed) - len(overrides)]), overrides)
         if config.embedding.readout == "features" and model.readout is None:
@@ -307,6 +309,16 @@ def _check_network(config: DictConfig, typed: Sequence[str], overrides: Sequence
         raise ValueError(
             f"overrides of fit: {', '.join(asked)} would change {', '.join(differing)} of a network that has "
             "been made. Give them to unseen.embedder(…, overrides=[…])."
+        )
+
+
+def _check_frozen(model: Embedder, config: DictConfig) -> None:
+    """Refuse a backbone that would not learn where the record says that it does."""
+    if model.backbone.frozen and not config.backbone.frozen:
+        raise ValueError(
+            "The backbone of this network was frozen, by an earlier fit or when it was made, and stays so. "
+            "Say it here too (overrides=['backbone.frozen=true']), or make the network anew by "
+            "unseen.embedder(…)."
         )
 
 
@@ -410,12 +422,6 @@ def _typed(chosen: Mapping[str, Any]) -> list[str]:
 def _last_of_each(typed: Sequence[str]) -> list[str]:
     """A key that is given twice takes the later value."""
     return list({override.split("=", 1)[0]: override for override in typed}.values())
-
-
-def _quoted(path: str | Path) -> str:
-    """As a command line would need it, where a path may hold `=` or a comma."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @functools.cache

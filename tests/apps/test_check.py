@@ -71,6 +71,7 @@ def test_using_the_quarantine_list_does_not_shorten_it(check: Check, classes: Pa
         ((), "unseen check data=folder"),
         (("data=folder", "data.root=nowhere"), "data.root='nowhere' does not exist"),
         (("data=foldr",), "did you mean 'folder'"),
+        (("data=collection",), "its images come from Python code"),
         (("data=folder", "data.root=images", "check.allow=[leek]"), "check.allow names 'leek'"),
     ],
 )

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import shlex
 import shutil
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from unseen.apps.train import _going_on
 from unseen.config.build import build
 from unseen.config.command_line import UsageError, building, load_config
 
@@ -169,6 +172,10 @@ def test_holdout_chooses_the_epoch_on_training_classes(train, tmp_path):
         (["backbone.weights=/nowhere.safetensors"], ["backbone", "/nowhere.safetensors", "no such file"]),
         (["data.root=/nowhere"], ["/nowhere"]),
         (["protocol.held_out_fraction=2"], ["held_out_fraction=2"]),
+        (
+            ["protocol=holdout", "metrics.map_at_r=false", "sampler.classes_per_batch=2"],
+            ["metrics.map_at_r=false", "protocol=holdout", "protocol=fixed"],
+        ),
         (["resume_from=/nowhere.ckpt", "sampler.classes_per_batch=4"], ["/nowhere.ckpt"]),
     ],
 )
@@ -179,6 +186,17 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, tiny_run, overrid
     for word in words:
         assert word in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_that_goes_on_can_be_typed_whatever_the_folder_is_called(tmp_path, monkeypatch):
+    folder = tmp_path / "josé's lr=0.1, (a)"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr("sys.argv", ["unseen", "loss=triplet", "hydra.run.dir=elsewhere"])
+    _, _, *words = shlex.split(_going_on(folder).splitlines()[-1])
+    found = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
+    last = str(folder / "checkpoints" / "last.ckpt")
+    assert found == {"loss": "triplet", "hydra.run.dir": str(folder), "resume_from": last}
 
 
 @pytest.mark.slow

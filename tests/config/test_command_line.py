@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -16,6 +17,7 @@ from unseen.config.command_line import (
     help_text,
     load_config,
 )
+from unseen.config.quoting import quoted
 from unseen.config.values import check_devices
 from unseen.retrieval import evaluate
 
@@ -85,6 +87,13 @@ def test_a_file_of_the_user_s_own_groups_that_cannot_be_read_is_named(tmp_path, 
             look()
 
 
+@pytest.mark.parametrize("choice", ["logger=tensorboard", "backbone=mobilenetv2"])
+def test_a_choice_of_ours_may_hold_an_empty_text_beside_a_user_s_own_groups(tmp_path, choice):
+    check_overrides("train", [choice], str(tmp_path))
+    with pytest.raises(UsageError, match=r"'logger\.tensorboard\.version' is empty"):
+        check_overrides("train", ["logger=tensorboard", "logger.tensorboard.version="], str(tmp_path))
+
+
 def test_a_choice_that_is_neither_ours_nor_the_user_s_own_is_refused_with_both(tmp_path, monkeypatch):
     monkeypatch.setenv("UNSEEN_TRUSTED", "my")
     (tmp_path / "loss").mkdir()
@@ -120,6 +129,11 @@ def test_several_values_are_refused_where_one_run_is_made(typed):
         check_single(["embedding.size=8", typed])
     assert f"{key}='{value}'" in str(error.value)
     check_single([f"{key}='{value}'", "metrics.recall_at=[1,2]"])
+
+
+def test_several_values_are_refused_in_a_notebook_too():
+    with pytest.raises(UsageError, match=r"seed=0,1: several values, and this is one run"):
+        load_config(["seed=0,1"])
 
 
 def test_a_sweep_is_refused_for_a_key_that_only_some_of_its_choices_have():
@@ -272,3 +286,23 @@ def test_a_network_that_starts_from_nothing_deploys_what_the_loss_sees_unless_to
     assert load_config(["data=glyphs", "loss=norm_softmax"]).embedding.readout == "projection"
     assert load_config(["data=glyphs", "embedding.readout=features"]).embedding.readout == "features"
     assert load_config(["data=folder", "data.root=/images"]).embedding.readout == "features"
+
+
+ODD = ["josé", "lr=0.1", "a,b", "x (1)", "{a}", "[a]", "a'b", "a~b", "100%", "x y"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_name_of_a_folder_may_hold_what_the_grammar_of_overrides_needs(name, tmp_path, monkeypatch):
+    """Of the working folder, of the run's, and of a user's own groups."""
+    (tmp_path / name / "lever").mkdir(parents=True)
+    (tmp_path / name / "lever" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    monkeypatch.chdir(tmp_path / name)
+    assert load_config(run_folder="here").run_folder == str(tmp_path / name / "here")
+    check_overrides("train", ["lever=mine"], str(tmp_path / name))
+    assert config_of_run("train", ["lever=mine"], str(tmp_path / name)).seed == 5
+
+
+@pytest.mark.parametrize("text", [*ODD, "/a/b-1.0", "runs/birds", "1/2", "null", "12", "a\\", "C:\\a\\'b\\"])
+def test_a_quoted_text_is_read_as_it_was(text):
+    parsed = OverridesParser.create().parse_override(f"key={quoted(text)}").value()
+    assert (parsed, isinstance(parsed, str)) == (text, True)

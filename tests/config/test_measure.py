@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from unseen.config.command_line import config_of_run
 from unseen.config.export import export, weights_of
-from unseen.config.measure import measure_again
+from unseen.config.measure import _changed, check_changes, measure_again
 from unseen.config.run import run
 from unseen.config.values import UsageError
 from unseen.deploy.bundle import load
@@ -149,14 +149,69 @@ def test_a_change_of_what_was_trained_is_refused(trained, tmp_path):
         measure_again([f"runs={bare}", f"output={tmp_path / 'out'}"])
 
 
+def test_another_size_of_images_is_refused_as_the_network_sees_its_own(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.image_size=64: the network sees .* Leave it out"):
+        measure_again([f"runs={tmp_path}", f"output={tmp_path}", "data.image_size=64"])
+    with pytest.raises(UsageError, match=r"there is no key 'date\.image_size'; did you mean 'data'"):
+        check_changes(["date.image_size=64"], None)
+
+
+def changed(tiny_run, overrides, changes):
+    typed = [*tiny_run, *overrides]
+    check_changes(changes, None)
+    return _changed(config_of_run("train", typed, None), typed, changes, None)
+
+
+def test_changes_are_checked_beside_what_the_run_chose(tiny_run):
+    assert changed(tiny_run, [], ["data.split=fraction"]).data.source.split == "fraction"
+    assert changed(tiny_run, [], ["data.train_fraction=0.7"]).data.source.train_fraction == 0.7
+    with pytest.raises(UsageError, match=r"no key 'data\.fraction'"):
+        changed(tiny_run, [], ["data.fraction=0.7"])
+
+
+def test_a_section_that_is_chosen_anew_has_no_key_of_the_run_s_choice(tiny_run, coloured_tree):
+    of_any = [word for word in tiny_run if not word.startswith(("data=", "data.root"))]
+    of_a_table = ["data=csv", "data.path=a.csv", "data.split=order"]
+    folder = ["data=folder", f"data.root={coloured_tree}"]
+    found = changed(of_any, [*of_a_table, "optimizer.learning_rates.head=0.1"], folder).data
+    assert (found.root, found.split, found.workers) == (str(coloured_tree), "order", 0)
+    drawn = [word for word in of_any if not word.startswith("transforms=")]
+    own = ["data=glyphs", "data.jitter_seed=3", "transforms.train.steps=[]", "transforms.evaluation.resize=2"]
+    assert changed(drawn, own, folder).data.root == str(coloured_tree)
+    held = ["protocol=holdout", "protocol.class_fraction=0.3", "protocol.seed=4"]
+    found = changed(tiny_run, held, ["protocol=fixed"]).protocol
+    assert ("class_fraction" in found, found.seed) == (False, 4)
+
+
 def test_validation_alone_where_the_test_classes_are_not_to_be_seen(trained, tmp_path):
-    folder = trained("embedding.readout=features")
-    measure_again([f"runs={folder}", f"output={tmp_path}", "evaluation.test=false", "protocol=holdout"])
+    folder = trained("protocol=holdout")
+    measure_again([f"runs={folder}", f"output={tmp_path}", "evaluation.test=false"])
     [record] = measured(tmp_path)
     assert set(record.metrics) == {"validation"}
     content = json.loads(next(tmp_path.glob("*/record.json")).read_text())
     assert content["per_class"] == {}
     assert content["participation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (["data.split=fraction", "data.split_seed=1"], "test"),
+        (["protocol=holdout", "protocol.class_fraction=0.5"], "validation"),
+        (["protocol=holdout", "evaluation.test=false"], "validation"),
+        (["protocol.seed=3"], "held-out"),
+    ],
+)
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_trained_on_is_not_measured_as_if_it_were_unseen(
+    trained, coloured_tree, tmp_path, changes, part, moved
+):
+    folder = trained("embedding.readout=features")
+    root = shutil.copytree(coloured_tree, tmp_path / "moved") if moved else coloured_tree
+    command = [f"runs={folder}", f"output={tmp_path / 'out'}", "data=folder", f"data.root={root}"]
+    with pytest.raises(UsageError, match=rf"trained on \d+ of the \d+ {part} images .* such as 'class"):
+        measure_again([*command, *changes])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("chosen", "epoch"), [(4, 3), (None, 0)])

@@ -14,12 +14,12 @@ from unseen.retrieval import evaluate
 
 @pytest.fixture
 def ends(monkeypatch):
-    """`ends(work)`: a run whose work is this."""
+    """`ends(work)`: a run whose work is this, in `runs/birds` or another folder."""
 
-    def begin(work):
+    def begin(work, folder="runs/birds"):
         monkeypatch.setattr(module, "build", lambda config: SimpleNamespace(job_key="k"))
         monkeypatch.setattr(module, "execute", lambda run: work())
-        module.run(OmegaConf.create({"trainer": {}, "run_folder": "runs/birds"}))
+        module.run(OmegaConf.create({"trainer": {}, "run_folder": folder}))
 
     return begin
 
@@ -35,6 +35,9 @@ def test_a_full_disk_and_how_to_go_on_are_named(ends):
     words = r"No space left on device.*hydra\.run\.dir=runs/birds resume_from=last"
     with pytest.raises(UsageError, match=words):
         ends(failing(OSError(errno.ENOSPC, "No space left on device")))
+    words = r"""'hydra\.run\.dir='"'"'runs/lr=1'"'"'' resume_from=last"""
+    with pytest.raises(UsageError, match=words):
+        ends(failing(OSError(errno.ENOSPC, "No space left on device")), "runs/lr=1")
     with pytest.raises(OSError, match="Input/output error"):
         ends(failing(OSError(errno.EIO, "Input/output error")))
 

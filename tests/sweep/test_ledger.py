@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from unseen.sweep import ledger
-from unseen.sweep.job import State
+from unseen.sweep.job import Attempt, State
 from unseen.sweep.ledger import Outcome
 from unseen.sweep.lock import locked
 
@@ -32,6 +32,15 @@ def test_a_folder_says_in_which_state_its_job_is(a_job):
     (jobs[State.TO_DO].folder / "record.json").write_text("{}")
     assert jobs[State.TO_DO].state == State.FAILED
     assert "not the record of a run" in jobs[State.TO_DO].error
+
+
+def test_an_attempt_whose_line_was_cut_does_not_count(a_job):
+    job = a_job("cut", "success", seconds=5)
+    with (job.folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"status": "failed", "seco\n')
+    job.note(Attempt("failed", 2.0, "ValueError: one\u2028line"))
+    assert [attempt.seconds for attempt in job.attempts] == [5, 2]
+    assert "7 s" in shown(ledger.table(ledger.survey([job])))
 
 
 def test_the_table_shows_results_and_the_first_line_of_errors(a_job):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unseen.config.command_line import UsageError, building, command
+from unseen.config.command_line import building, command
+from unseen.config.values import NO_SOURCE, UsageError
 
 
 @command("check")
@@ -14,6 +15,8 @@ def main(config: DictConfig) -> None:
     """Write the report and the quarantine list; leave with status 1 if the data must not be trained on."""
     if "data" not in config:
         raise UsageError("Name the data: unseen check data=folder data.root=<folder>")
+    if config.data.source is None:
+        raise UsageError(NO_SOURCE)
     if Path(config.output).is_file():
         raise UsageError(f"output={config.output}: that is a file. Name a folder.")
     # Here, because `--help` and a typing error need not wait for seconds of imports.

@@ -67,12 +67,13 @@ def _attempt(job: Job, config: DictConfig) -> int:
     except UsageError as refused:
         print(f"error: {refused}", file=sys.stderr)
         code, status, error = 2, "failed", str(refused)
-        _record_refusal(job, config, error)
+        _record_failure(job, config, error)
     except (KeyboardInterrupt, SystemExit):  # Lightning leaves by one on SIGTERM
         code = STOPPED
     except Exception as failure:
         traceback.print_exc()
         code, status, error = 1, "failed", f"{type(failure).__name__}: {failure}"
+        _record_failure(job, config, error)
     finally:
         job.note(Attempt(status, round(time.perf_counter() - started, 1), error))
     return code
@@ -92,7 +93,7 @@ def _run(job: Job, config: DictConfig) -> int:
     return 0
 
 
-def _record_refusal(job: Job, config: DictConfig, error: str) -> None:
+def _record_failure(job: Job, config: DictConfig, error: str) -> None:
     """A run that could not be built leaves a record too."""
     if (job.folder / "record.json").is_file():
         return

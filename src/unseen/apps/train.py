@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from unseen.config.command_line import command
 from unseen.config.folder import check_folder, held
+from unseen.config.quoting import quoted
 from unseen.config.values import check_devices
 from unseen.tracking.run_folder import CHECKPOINTS
 
@@ -43,7 +44,8 @@ def _going_on(folder: Path) -> str:
         return "Stopped before the first checkpoint."
     earlier = ("resume_from=", "hydra.run.dir=")
     words = [word for word in sys.argv[1:] if not word.startswith(earlier)]
-    command = shlex.join(["unseen", "train", *words, f"hydra.run.dir={folder}", f"resume_from={last}"])
+    words += [f"hydra.run.dir={quoted(folder)}", f"resume_from={quoted(last)}"]
+    command = shlex.join(["unseen", "train", *words])
     return f"Stopped. There is a checkpoint; this goes on:\n  {command}"
 
 

@@ -19,6 +19,7 @@ from unseen.config.frozen import check_frozen, check_reach, check_sees_maps, war
 from unseen.config.identity import key_of, plain, weights_hash
 from unseen.config.speed import with_fastest
 from unseen.config.targets import instantiate
+from unseen.config.values import NO_SOURCE
 from unseen.data.collection import ImageCollection
 from unseen.data.images import Files, Images
 from unseen.data.manifest import Manifest
@@ -95,6 +96,11 @@ def build(config: DictConfig, given: Given | None = None) -> Run:
         raise ValueError(
             "evaluation.test=false: the protocol holds no class out either, so nothing would be measured. "
             "Choose protocol=holdout."
+        )
+    if not config.metrics.map_at_r and len(data.split.validation):
+        raise ValueError(
+            f"metrics.map_at_r=false: by it the validation classes of protocol={config.choices.protocol} "
+            "choose the epoch. Leave it at true, or choose protocol=fixed."
         )
     data.split.check_answerable(settings.test)
     identity = {
@@ -287,7 +293,7 @@ def _images(config: DictConfig, collection: ImageCollection | None) -> tuple[Man
         # Files are cached, excluded and looked at as those of the command line.
         return collection.manifest, None if isinstance(collection.images, Files) else collection.images
     if config.data.source is None:
-        raise ValueError("data=collection: its images come from Python code, by unseen.dataset(…).")
+        raise ValueError(NO_SOURCE)
     return instantiate(config.data.source), None
 
 

@@ -25,8 +25,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from unseen.config.groups import check_own, choices, chosen_by, overview, read_groups
+from unseen.config.quoting import quoted
 from unseen.config.targets import check_logging, check_targets
-from unseen.config.values import UsageError, check_type, check_value
+from unseen.config.values import UsageError, check_given, check_type, check_value
 from unseen.files import replacing
 from unseen.tracking.redaction import redacted
 
@@ -155,7 +156,7 @@ def help_text(config_name: str, config_dir: str | None = None, named: Sequence[s
 
 def searched(config_dir: str | None) -> list[str]:
     """What Hydra must be told of a user's own groups."""
-    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
 
 
 @contextmanager
@@ -254,6 +255,7 @@ def _check_values(overrides: Sequence[Override]) -> None:
             continue
         typed[override.key_or_group] = _values(override)
         for value in typed[override.key_or_group]:
+            check_given(override.key_or_group, value, override.input_line or "")
             check_value(override.key_or_group, value, override.input_line or "")
             check_targets(_nested(override.key_or_group, value))
     if -1 in typed.get("trainer.max_epochs", []) and "trainer.max_steps" not in typed:
@@ -264,7 +266,7 @@ def _check_values(overrides: Sequence[Override]) -> None:
 
 
 def _check_files(content: Mapping[str, Any]) -> None:
-    """What a user's own files give is looked at as what is typed."""
+    """What a user's own files give is looked at as what is typed, but that it may be an empty text."""
     for key, value in _leaves(content):
         if value != "???":
             check_value(key, value, f"{key}={'null' if value is None else value}")
@@ -490,13 +492,10 @@ def load_config(
     """
     overrides = several(overrides)
     check_overrides(config_name, overrides)
+    check_single(overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose(
-            config_name,
-            overrides=[*overrides, f"hydra.runtime.output_dir={Path(run_folder).resolve()}"],
-            return_hydra_config=True,
-        )
-    return without_hydra(config)
+        composed = compose(config_name, overrides=overrides, return_hydra_config=True)
+    return resolved_in(composed, Path(run_folder))
 
 
 def several(overrides: Sequence[str]) -> list[str]:

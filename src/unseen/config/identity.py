@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from unseen.config.targets import instantiate
+from unseen.config.values import NO_SOURCE
 from unseen.data.split import Split
 from unseen.files import file_hash
 from unseen.tracking.record import job_key
@@ -85,7 +86,7 @@ class Splits:
 
 def _split(config: DictConfig) -> Split:
     if config.data.source is None:
-        raise ValueError("data=collection: its images come from Python code, by unseen.dataset(…).")
+        raise ValueError(NO_SOURCE)
     if config.data.on_error == "skip":
         # What is left out is known when every image was decoded once.
         from unseen.config.build import build_data

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -21,7 +23,9 @@ from unseen.config.identity import plain
 from unseen.config.own import divided, key_of_word, own_config
 from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
+from unseen.data.manifest import Manifest
 from unseen.data.module import DataModule
+from unseen.data.split import Rows
 from unseen.deploy.model import default_device
 from unseen.evaluation.measure import measure, measure_untrained, measure_validation
 from unseen.evaluation.probe import measure_probe
@@ -38,6 +42,15 @@ from unseen.workflow.run import EvaluationSettings, with_probe, with_scores
 SECTIONS = ("data", "protocol", "metrics", "evaluation")
 """Of the config that a run is measured by; of `embedding`, the readout is."""
 READOUT = ("embedding.readout", "embedding.whitening", "embedding.pretrained_share")
+CHOSEN_ANEW = ("data", "protocol")
+"""Of these another choice may be typed, which the keys of the run's own choice do not fit …"""
+SHARED = (
+    "data.image_size", "data.workers", "data.evaluation_batch_size", "data.on_error",
+    "data.cache", "data.cache_size", "data.cache_dir", "protocol.seed", "protocol.held_out_fraction",
+)  # fmt: skip
+"""… but for these, which every choice has and which say nothing of the images."""
+BROUGHT = ("backbone", "transforms", "optimizer", "trainer")
+"""Groups that a data set may choose; the keys of a run fit its own choices."""
 WEIGHTS = "backbone.weights"
 """Of the untrained network, which is measured or deployed too: where the file lies now."""
 
@@ -85,11 +98,16 @@ def check_changes(changes: Sequence[str], config_dir: str | None) -> None:
     Raises:
         UsageError: naming the override.
     """
-    check_overrides("train", changes, config_dir)
     check_single(changes)
     for word in changes:
         key = key_of_word(word)
+        if key == "data.image_size":
+            raise UsageError(
+                f"{word}: the network sees images of the size that it was trained with, whatever they are "
+                "prepared from. Leave it out."
+            )
         if key.partition(".")[0] not in SECTIONS and key not in (*READOUT, WEIGHTS):
+            check_overrides("train", [word], config_dir)  # what is mistyped changes nothing
             raise UsageError(
                 f"{word}: that changes what was trained, and this measures what is. Keys of "
                 f"{', '.join(SECTIONS)} can be others, and {', '.join((*READOUT, WEIGHTS))}; for the rest: "
@@ -108,6 +126,7 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
     before = config_of(record)
     config = _changed(before, record.overrides, changes, config_dir)
     data = build_data(config)
+    _check_untrained(run, before, data, test=config.evaluation.test)
     embedder = _embedder(run.folder, record, before, config, data)
     settings = EvaluationSettings(seed=config.protocol.seed, **plain(config.evaluation))
     by = functools.partial(evaluate, **plain(config.metrics))
@@ -115,7 +134,7 @@ def _measured(run: Run, changes: Sequence[str], folder: Path, config_dir: str | 
         record,
         config=plain(config),
         choices=record.choices | _groups(changes),
-        overrides=[*record.overrides, *changes],
+        overrides=[*_kept(record.overrides, changes), *changes],
         split=data.split.fingerprint,
         manifest=data.manifest.content_hash,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -146,7 +165,12 @@ def _changed(
     """The config of the run with those sections that are typed as they would be in training."""
     if not changes:
         return before
-    composed = config_of_run("train", [*overrides, *changes], config_dir)
+    kept = _kept(overrides, changes)
+    brought = set(BROUGHT) - set(map(key_of_word, kept))
+    chosen = [f"{group}={before.choices[group]}" for group in sorted(brought)]
+    typed = [*chosen, *kept, *changes]
+    check_overrides("train", typed, config_dir)
+    composed = config_of_run("train", typed, config_dir)
     config = before.copy()
     with open_dict(config):
         for section in {key_of_word(word).partition(".")[0] for word in changes} & set(SECTIONS):
@@ -156,6 +180,47 @@ def _changed(
             if key in map(key_of_word, changes):
                 OmegaConf.update(config, key, OmegaConf.select(composed, key))
     return config
+
+
+def _kept(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """The run's overrides without those of a section that is chosen anew."""
+    anew = {key_of_word(word) for word in changes} & set(CHOSEN_ANEW)
+    keys = {word: key_of_word(word) for word in overrides}
+    return [word for word, key in keys.items() if key in SHARED or key.partition(".")[0] not in anew]
+
+
+def _check_untrained(run: Run, before: DictConfig, data: DataModule, test: bool) -> None:
+    """Refuse to call unseen, or kept out, what the network was trained on, by the manifest that the run left.
+
+    Raises:
+        UsageError: naming the part, an image, and the remedy.
+    """
+    if not (run.folder / "manifest.csv").is_file():
+        return
+    manifest = Manifest.load(run.folder / "manifest.csv")
+    # What has the very same paths is the same data, wherever it lies now.
+    rooted = set(manifest.paths) != set(data.manifest.paths)
+    boxed = manifest.boxes is not None and data.manifest.boxes is not None
+    trained = set(_images(manifest, instantiate(before.protocol)(manifest).train, rooted, boxed))
+    split = data.split
+    parts = {"test": np.union1d(split.query, split.gallery), "held-out": split.held_out}
+    for name, rows in {**(parts if test else {}), "validation": split.validation}.items():
+        images = _images(data.manifest, rows, rooted, boxed)
+        if both := [row for row, image in zip(rows, images, strict=True) if image in trained]:
+            raise UsageError(
+                f"{run.name}: it was trained on {len(both)} of the {len(rows)} {name} images of this split, "
+                f"such as '{data.manifest.paths[both[0]]}'. Keep the run's own split (leave out what changes "
+                "it in data and protocol), or measure other images."
+            )
+
+
+def _images(manifest: Manifest, rows: Rows, rooted: bool, boxed: bool) -> list[tuple[Any, ...]]:
+    """What tells images apart: the path, whole or below the root, and the box where there are any."""
+    root = str(manifest.root.resolve()) if rooted else ""
+    paths = [os.path.join(root, manifest.paths[row]) for row in rows]
+    if not boxed or manifest.boxes is None:
+        return [(path,) for path in paths]
+    return [(path, *box) for path, box in zip(paths, manifest.boxes[rows].tolist(), strict=True)]
 
 
 def _embedder(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 from omegaconf import DictConfig
 
 from unseen.config.build import build
 from unseen.config.command_line import building
+from unseen.config.quoting import quoted
 from unseen.config.values import UsageError
 from unseen.data.images import ImageError
 from unseen.data.maps import MapsError
@@ -54,7 +56,7 @@ def run(config: DictConfig, expected_key: str = "") -> RunRecord | None:
             raise
         raise UsageError(
             f"The run stopped: {error.strerror} (it writes to {config.run_folder}). Make room, then go on: "
-            f"hydra.run.dir={config.run_folder} resume_from={LAST}"
+            f"{shlex.quote(f'hydra.run.dir={quoted(config.run_folder)}')} resume_from={LAST}"
         ) from error
     except ImageError as error:
         # A loading process puts its traceback before the message.

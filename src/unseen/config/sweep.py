@@ -6,21 +6,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from unseen.config.command_line import building
 from unseen.config.freeze import Freezer, Frozen
 from unseen.config.grid import Cell, cells
+from unseen.config.identity import plain
 from unseen.config.own import divided, own_settings
 from unseen.config.targets import instantiate
 from unseen.config.values import UsageError
 from unseen.sweep import ledger
 from unseen.sweep.job import State
 from unseen.sweep.process import STOPPED, interruptible
+from unseen.tracking.record import INCIDENTAL, flattened
 
-MEASURED = ("metrics", "evaluation", "trainer.devices", "threads", "compile")
-"""Keys that change what is measured, or how fast, and not which job it is."""
+OF_A_FOLDER = ("run_folder", "choices", "overrides", "trainer.default_root_dir")
+"""Keys in which jobs that are one may differ: where it goes, and in which words it was asked for."""
+OF_IMAGES = ("data.root", "data.path")
+"""Keys that say where the images lie."""
 
 
 def sweep(typed: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> int:
@@ -64,22 +68,37 @@ def _distinct(jobs: Iterable[Frozen]) -> list[Frozen]:
     """Each job once, however often the grid has it in other words.
 
     Raises:
-        UsageError: two of them differ in what is measured, or in how fast, and are one job for all that.
+        UsageError: two of them differ in what they do, and are one job for all that: one would not be done.
     """
     found: dict[str, Frozen] = {}
     for one in jobs:
         first = found.setdefault(one.job.key, one)
-        if differing := [key for key in MEASURED if _at(first, key) != _at(one, key)]:
+        if first is not one and (names := _differing(first, one)):
+            why = "which changes nothing that is trained"
+            if set(names) & set(OF_IMAGES):
+                why = "and images are known by their paths below it and their labels, which are the same"
             raise UsageError(
-                f"The grid has jobs that differ in {', '.join(differing)} alone, which changes nothing that "
-                "is trained: they are one job. Sweep once for each value, with a sweep_folder=… of its own, "
-                "or measure finished runs again: unseen measure."
+                f"The grid has jobs that differ in {', '.join(names)} alone, {why}: they are one job. Sweep "
+                "once for each value, with a sweep_folder=… of its own, or measure finished runs again: "
+                "unseen measure."
             )
     return list(found.values())
 
 
-def _at(frozen: Frozen, key: str) -> Any:
-    return OmegaConf.select(frozen.config, key)
+def _differing(first: Frozen, other: Frozen) -> list[str]:
+    """In what two jobs of one key differ; what follows a place of images is not named beside it."""
+    one, another = _settings(first), _settings(other)
+    keys = [f"{key}." for key in {**one, **another} if one.get(key) != another.get(key)]
+    names = [name for name in INCIDENTAL if any(key.startswith(f"{name}.") for key in keys)]
+    return [name for name in names if name != "data.source"] or names
+
+
+def _settings(frozen: Frozen) -> dict[str, str]:
+    """Dotted key → value, without the job's own folder."""
+    skipped = tuple(f"{key}." for key in OF_A_FOLDER)
+    folder = str(frozen.job.folder)
+    leaves = flattened(plain(frozen.config))
+    return {key: str(value).replace(folder, "") for key, value in leaves if not f"{key}.".startswith(skipped)}
 
 
 def planned(

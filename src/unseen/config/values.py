@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
+NO_SOURCE = "data=collection: its images come from Python code, by unseen.dataset(…)."
+"""Said of a choice of data that names no images."""
+
 
 class UsageError(ValueError):
     """Something the user typed cannot work; the message names the key, the value and the choices."""
@@ -143,11 +146,19 @@ def check_value(key: str, value: Any, typed: str) -> None:
     """
     if str(value).startswith("${"):
         return
-    if value == "":
-        raise UsageError(f"{typed}: '{key}' is empty, as if a shell variable were not set. Give it a value.")
     wanted = limits_of(key)
     if wanted is not None and not wanted.admit(value):
         raise UsageError(f"{typed}: '{key}' takes {wanted}, got {'null' if value is None else repr(value)}.")
+
+
+def check_given(key: str, value: Any, typed: str) -> None:
+    """Refuse a value that is typed as an empty text; a file may mean it.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if value == "":
+        raise UsageError(f"{typed}: '{key}' is empty, as if a shell variable were not set. Give it a value.")
 
 
 def limits_of(key: str) -> Limits | OneOf | ListOf | None:

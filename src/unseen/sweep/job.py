@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -96,11 +97,15 @@ class Job:
 
     @property
     def attempts(self) -> list[Attempt]:
-        """Those that came to an end, the earliest first."""
+        """Those that came to an end, the earliest first; a line that was cut, as by a full disk, is none."""
         path = self.folder / ATTEMPTS
         if not path.is_file():
             return []
-        return [Attempt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError, TypeError):
+                found.append(Attempt(**json.loads(line)))
+        return found
 
     def note(self, attempt: Attempt) -> None:
         """Write an attempt down; nothing ever takes it away."""
