@@ -79,6 +79,8 @@ class Checkpoints(ModelCheckpoint):
         self.resumed_step: int | None = None
         self._started: float | None = None
         self._saved = 0.0
+        # The step of the last save by the clock, and Lightning's last saved step before it.
+        self._timed = (-1, -1)
 
     @property
     def train_seconds(self) -> float:
@@ -113,8 +115,7 @@ class Checkpoints(ModelCheckpoint):
         if trainer.strategy.broadcast(time.perf_counter() - self._saved >= self.save_every):
             before = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-            # Of a validation after this very step Lightning would believe that it is kept already.
-            self._last_global_step_saved = before
+            self._timed = (self._last_global_step_saved, before)
             self._saved = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +128,9 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Likewise, where checkpoints are written after validation."""
+        # What a validation chooses after a step that the clock saved, Lightning would take for kept already.
+        if self._last_global_step_saved == self._timed[0]:
+            self._last_global_step_saved = self._timed[1]
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
