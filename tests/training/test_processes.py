@@ -220,7 +220,7 @@ def test_processes_train_as_one_with_all_their_images(
     assert not wrong, "\n".join(f"{case} on rank {rank}: {words}" for (case, rank), words in wrong.items())
 
 
-@pytest.mark.parametrize(("precision", "rtol", "atol"), [("32-true", 1e-3, 1e-5), ("bf16-mixed", 2e-2, 1e-2)])
+@pytest.mark.parametrize(("precision", "rtol", "atol"), [("32-true", 1e-3, 1e-5), ("bf16-mixed", 2e-2, 5e-3)])
 def test_a_run_of_two_processes_is_one_with_batches_twice_as_large(
     tiny_run: list[str], tmp_path: Path, precision: str, rtol: float, atol: float
 ) -> None:
@@ -245,4 +245,9 @@ def test_a_run_of_two_processes_is_one_with_batches_twice_as_large(
         }
         found[world] = {"curves": curves, "weights": run.learner.state_dict()}
     assert found[1]["curves"]["train/adversary_loss"] > 0
+    if precision == "bf16-mixed":
+        for one in found.values():
+            # Directions of nearly equal variance turn into each other by rounding, similarities do not.
+            directions = one["weights"].pop("embedder.readout.directions")
+            one["weights"]["similarities"] = directions.T @ directions
     torch.testing.assert_close(found[2], found[1], rtol=rtol, atol=atol)
