@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +32,15 @@ class Signals(Callback):
     def on_before_optimizer_step(self, trainer, *_):
         if trainer.global_step == 1:
             signal.raise_signal(self.kind)
+
+
+class SignalsAll(Signals):
+    """As a scheduler: to all processes of the job, not by one of them."""
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == 1:
+            words = ["kill", f"-{int(self.kind)}", "--", f"-{os.getpgrp()}"]
+            subprocess.run(words, check=True, start_new_session=True)
 
 
 class Spoils(Callback):
@@ -61,6 +72,28 @@ def test_a_signal_ends_a_run_after_its_step(tiny_run, tmp_path, kind, status):
     [loader] = last["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert loader["given"] == 2, "no batch is skipped"
     assert signal.getsignal(kind) is before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_job_leaves_its_workers_to_end_the_step(tiny_run, tmp_path, kind, status):
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)  # those that the parent has would be waited for
+            os.setsid()
+            error, _ = ended([*tiny_run, "data.workers=1"], tmp_path, SignalsAll(kind), SystemExit)
+            code = error.code
+        except BaseException as error:
+            tmp_path.joinpath("error.txt").write_text(repr(error))
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == status, tmp_path.joinpath("error.txt").read_text()
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "interrupted"
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2, "the step is made, no other begun"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections import Counter
@@ -25,6 +26,7 @@ from unseen.data.maps import MapFile, StoredMaps
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
 from unseen.data.transforms import Transforms
+from unseen.data.workers import start_worker
 
 log = logging.getLogger(__name__)
 
@@ -355,6 +357,7 @@ class DataModule(LightningDataModule):
         return {
             "num_workers": workers,
             "persistent_workers": persistent and workers > 0,
+            "worker_init_fn": functools.partial(start_worker, rank=self._rank[0]),
             "collate_fn": _as_it_is if stored else _collate,
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator(),  # else each pass would move the global one
