@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from unseen.config.build import plain
+from unseen.config.build import build, plain
 from unseen.config.command_line import load_config
 from unseen.data.sources import folder
 from unseen.data.split import fixed, holdout
+from unseen.training.progress import quiet
 from unseen.workflow.preflight import is_long as run_is_long
 from unseen.workflow.preflight import look_before
+from unseen.workflow.run import execute
 
 Look = Callable[..., None]
 
@@ -118,3 +120,20 @@ def test_a_run_is_long_by_the_images_it_reads_and_where_it_has_no_end(
     check_from: int | None, max_epochs: int | None, is_long: bool
 ) -> None:
     assert run_is_long(check_from, max_epochs, images=100) == is_long
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_without_a_step_says_that_it_trained_nothing(
+    tiny_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    none = [
+        "+trainer.limit_train_batches=0",
+        "trainer.max_epochs=1",
+        "evaluation.test=false",
+        "pictures=false",
+    ]
+    config = load_config([*tiny_run, *none, "protocol=holdout", "pictures=false"], run_folder=str(tmp_path))
+    with quiet():
+        execute(build(config))
+    assert "Not one step was made (see trainer.limit_train_batches" in caplog.text

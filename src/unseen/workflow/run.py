@@ -187,8 +187,7 @@ def _execute(run: Run) -> RunRecord | None:
             raise Stopped(signal.SIGTERM)
     if not run.trainer.is_global_zero:
         return None
-    if run.trainer.global_step == run.checkpoints.resumed_step:
-        log.warning("Nothing was left to train: raise trainer.max_epochs to go on. It is measured again.")
+    _warn_if_no_step_was_made(run)
     chosen_epoch = _restore_chosen(run)
     merge(run.learner.embedder.backbone)
     run.learner.to(device)  # Lightning leaves the learner on the CPU
@@ -254,6 +253,16 @@ def _measure_untrained(run: Run) -> Scores:
     with run.timed("measure_untrained"):
         return measure_untrained(
             run.learner.embedder.backbone, run.data, run.evaluate, **run.evaluation.of_galleries
+        )
+
+
+def _warn_if_no_step_was_made(run: Run) -> None:
+    if run.trainer.global_step == run.checkpoints.resumed_step:
+        log.warning("Nothing was left to train: raise trainer.max_epochs to go on. It is measured again.")
+    elif run.trainer.global_step == 0 and run.trainer.max_epochs != 0:
+        log.warning(
+            "Not one step was made (see trainer.limit_train_batches, max_steps and max_time): "
+            "what is measured are untrained weights."
         )
 
 
