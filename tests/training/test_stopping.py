@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -93,6 +94,38 @@ def test_a_signal_to_the_whole_job_leaves_its_workers_to_end_the_step(tiny_run, 
     assert code == status, tmp_path.joinpath("error.txt").read_text()
     assert json.loads((tmp_path / "record.json").read_text())["status"] == "interrupted"
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2, "the step is made, no other begun"
+
+
+IN_ONE_OF_TWO = """
+import signal, sys
+from lightning import Callback
+from unseen.config.build import build
+from unseen.config.command_line import load_config
+from unseen.workflow.run import execute
+
+class Signals(Callback):
+    def on_after_backward(self, trainer, *_):
+        if trainer.global_step == 1 and trainer.global_rank == int(sys.argv[1]):
+            signal.raise_signal(int(sys.argv[2]))
+
+run = build(load_config(sys.argv[4:], run_folder=sys.argv[3]))
+run.trainer.callbacks.insert(0, Signals())
+execute(run)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "kind"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_in_one_of_two_processes_ends_both_after_the_same_step(tiny_run, tmp_path, rank, kind):
+    (tmp_path / "two.py").write_text(IN_ONE_OF_TWO)
+    words = [*tiny_run, *SMALL, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    words = [str(tmp_path / "two.py"), str(rank), str(int(kind)), str(tmp_path / "run"), *words]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 128 + (kind if rank == 0 else signal.SIGTERM), done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "interrupted"
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2, "the step is made, no other begun"
 
 

@@ -26,13 +26,16 @@ def main(config: DictConfig) -> float | None:
     """One run; its value, for a sweep to maximise, is MAP@R on the validation classes where there are any."""
     with held(Path(config.run_folder)):
         # Here, because `--help` and a typing error need not wait for seconds of imports.
+        from lightning.pytorch.utilities import rank_zero_only
+
         from unseen.config.run import run
         from unseen.training.stopping import Stopped
 
         try:
             record = run(config)
         except Stopped:
-            print(_going_on(Path(config.run_folder)), file=sys.stderr)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(_going_on(Path(config.run_folder)), file=sys.stderr)
             raise
     return None if record is None else record.metrics.get("validation", {}).get("map_at_r")
 

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
@@ -66,3 +68,30 @@ def orderly_stop() -> Iterator[None]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def stop_together(trainer: Trainer) -> None:
+    """Let all processes of a run stop before the same step, whichever of them a signal reached, and when.
+
+    Lightning 2.6 broadcasts from within its handler, amid what the processes exchange just then: they take
+    one message for another, and end in memory errors or wait for ever. Here the handler only notes the
+    signal, and the exchange that Lightning makes before each step tells the others.
+
+    Args:
+        trainer: before it trains.
+    """
+    signals, steps = trainer._signal_connector, trainer.fit_loop.epoch_loop
+    alone, asked = signals._sigterm_notifier_fn, False
+
+    def note(kind: Any, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        if trainer.world_size == 1:
+            alone(kind, frame)
+
+    def agree() -> None:
+        if trainer.strategy.reduce_boolean_decision(asked, all=False):
+            raise SIGTERMException
+
+    signals._sigterm_notifier_fn = note  # type: ignore[method-assign]
+    steps._broadcast_sigterm_tensor = agree  # type: ignore[method-assign]

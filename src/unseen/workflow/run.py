@@ -49,7 +49,7 @@ from unseen.tracking.record import RunRecord, save_queries
 from unseen.tracking.table import results_table
 from unseen.training.checkpoints import Checkpoints
 from unseen.training.learner import MetricLearner
-from unseen.training.stopping import Stopped, orderly_stop
+from unseen.training.stopping import Stopped, orderly_stop, stop_together
 from unseen.training.throughput import Throughput
 from unseen.workflow.draw import draw, projected
 from unseen.workflow.errors import worst_queries
@@ -180,6 +180,7 @@ def _execute(run: Run) -> RunRecord | None:
     _keep_feature_maps(run)
     measures = run.evaluation.test and rank_zero_only.rank == 0  # type: ignore[attr-defined]
     untrained = _measure_untrained(run) if measures else None
+    stop_together(run.trainer)
     with run.timed("train"):
         # A file of a user's own making is no program: nothing is unpickled but plain data.
         run.trainer.fit(run.learner, datamodule=run.data, ckpt_path=run.resume_from, weights_only=True)
