@@ -93,5 +93,5 @@ def stop_together(trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(asked, all=False):
             raise SIGTERMException
 
-    signals._sigterm_notifier_fn = note  # type: ignore[method-assign]
+    signals._sigterm_notifier_fn = note  # type: ignore[assignment, method-assign]
     steps._broadcast_sigterm_tensor = agree  # type: ignore[method-assign]
