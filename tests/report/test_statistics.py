@@ -276,3 +276,7 @@ def test_three_seeds_cannot_tell_and_are_never_taken_for_equality():
     samples = np.random.default_rng(10).normal(0, 0.008, (SIMULATIONS, 3))
     said = [verdict(t_interval(sample), 0.005) for sample in samples]
     assert said.count(Verdict.CANNOT_TELL) / SIMULATIONS > 0.95
+
+
+def test_a_difference_of_rounding_is_a_tie():
+    assert probability_of_improvement([0.1 + 0.2], [0.3]) == 0.5

@@ -304,3 +304,8 @@ def test_large_finite_values_are_not_mistaken_for_infinite_ones():
     assert evaluate(vectors, [0, 0, 0], recall_at=(1,)).neighbours.ids[:, 0].tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match="overflow"):
         evaluate(vectors, [0, 0, 0], similarity="dot")
+
+
+def test_a_word_that_means_neither_skip_nor_zero_is_refused():
+    with pytest.raises(ValueError, match="without_relevant='drop': wanted 'skip' or 'zero'"):
+        evaluate(np.eye(3), [0, 0, 1], without_relevant="drop")

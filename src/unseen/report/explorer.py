@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +54,7 @@ def write_errors(runs: Sequence[Run]) -> list[Path]:
                 columns = dict(saved)
             manifest = Manifest.load(run.folder / "manifest.csv")
             _write(arrow, path, columns, manifest, run.value("data.crop_to_box") == "True")
-        except (OSError, ValueError, KeyError) as problem:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
             log.warning("No %s for '%s': %s", ERRORS, run.folder, problem)
             continue
         written.append(path)

@@ -91,7 +91,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
         theirs: `(m,)`.
     """
     gain = np.subtract.outer(np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float))
-    return float(((gain > 0) + 0.5 * (gain == 0)).mean())
+    return float(((gain > TINY) + 0.5 * (np.abs(gain) <= TINY)).mean())
 
 
 def sign_flip_test(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> SignFlip:

@@ -346,8 +346,8 @@ def _p(value: float) -> str:
 
 
 def _marked(text: str) -> str:
-    """Text that Markdown takes as it is."""
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
+    """Text that Markdown takes as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(text.split()))
 
 
 def _line(texts: Iterable[str]) -> str:

@@ -33,5 +33,6 @@ def write_tables(folder: Path, comparison: Comparison, runs: Runs) -> list[Path]
     }
     for name, text in texts.items():
         with replacing(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            # Names of files and folders may be no UTF-8.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return [Path(folder) / name for name in texts]

@@ -109,6 +109,8 @@ def evaluate(
     _check_ranks("recall_at", recall_at)
     _check_ranks("precision_at", precision_at)
     _check_ranks("knn_accuracy_at", knn_accuracy_at)
+    if without_relevant not in ("skip", "zero"):
+        raise ValueError(f"without_relevant={without_relevant!r}: wanted 'skip' or 'zero'.")
     numbers = None if ids is None else torch.as_tensor(ids)
     raw = as_vectors(embeddings, "embeddings", numbers)
     labels = known = as_labels(labels, len(raw), "labels").to(raw.device)
