@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,11 @@ class Spoils(Callback):
             next(p for p in learner.parameters() if p.grad is not None).grad.fill_(torch.nan)
 
 
+def start_a_thread():
+    """As packages do that report from each process."""
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
 def ended(tiny_run, folder, callback, kind):
     run = build(load_config([*tiny_run, *SMALL], run_folder=str(folder)))
     run.trainer.callbacks.insert(0, callback)
@@ -84,6 +91,7 @@ def test_a_signal_to_the_whole_job_leaves_its_workers_to_end_the_step(tiny_run, 
         try:
             torch.set_num_threads(1)  # those that the parent has would be waited for
             os.setsid()
+            os.register_at_fork(after_in_child=start_a_thread)
             error, _ = ended([*tiny_run, "data.workers=1"], tmp_path, SignalsAll(kind), SystemExit)
             code = error.code
         except BaseException as error:

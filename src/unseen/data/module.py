@@ -26,7 +26,7 @@ from unseen.data.maps import MapFile, StoredMaps
 from unseen.data.samplers import Draw, ResumableBatchSampler
 from unseen.data.split import Split
 from unseen.data.transforms import Transforms
-from unseen.data.workers import start_worker
+from unseen.data.workers import Loader, start_worker
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class MapsOfImages(Dataset[Item]):
         return Batch(None, labels, ids, tuple(maps[name] for name in self.names))
 
 
-class ResumableLoader(DataLoader[Item]):
+class ResumableLoader(Loader[Item]):
     """A loader whose position is in the checkpoint: a resumed epoch goes on with the next batch."""
 
     batch_sampler: ResumableBatchSampler
@@ -324,7 +324,7 @@ class DataModule(LightningDataModule):
         images = self._stored(rows, labels) or PlainImages(
             self.images, rows, labels, self.transforms.evaluation
         )
-        return DataLoader(images, batch_size=self.evaluation_batch_size, **self._how_to_load(images))
+        return Loader(images, batch_size=self.evaluation_batch_size, **self._how_to_load(images))
 
     def fingerprint(self, rows: NDArray[np.int64]) -> str:
         """SHA-256 (hex) of what some images are to evaluation: where they come from, and their preparation.

@@ -6,8 +6,38 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import DataLoader
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Loader(DataLoader[T_co]):
+    """A `DataLoader` whose workers start while signals wait, as long as `start_worker` is not done.
+
+    So all threads of a worker block them, those too that other packages start in every new process: one that
+    did not would let the worker end.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with _waiting_signals():
+            return super().__iter__()
+
+
+@contextmanager
+def _waiting_signals() -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def start_worker(worker: int, rank: int) -> None:
@@ -26,6 +56,7 @@ def start_worker(worker: int, rank: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
 
 
