@@ -32,14 +32,14 @@ $(WITH_TOOLS): $(INSTALLED)
 	@touch $@
 
 train: $(INSTALLED) ## Train and evaluate; on the embedded glyphs unless ARGS says otherwise.
-	@$(BIN)/python -m unseen.apps.train $(ARGS)
+	@$(BIN)/python -m unseen train $(ARGS)
 
 sweep: $(INSTALLED) ## Train the method's 2×2 over three seeds on glyphs; the same again goes on.
-	@$(BIN)/python -m unseen.apps.sweep sweep=ablation launcher=joblib trainer.max_epochs=3 pictures=false \
+	@$(BIN)/python -m unseen sweep sweep=ablation launcher=joblib trainer.max_epochs=3 pictures=false \
 		evaluation.probe_classes=0 $(ARGS)
 
 report: $(INSTALLED) ## Compare finished runs: tables and a page in runs/report.
-	@$(BIN)/python -m unseen.apps.report $(ARGS)
+	@$(BIN)/python -m unseen report $(ARGS)
 
 test: setup ## Run the whole test suite.
 	@$(BIN)/python -m pytest -n 4 $(BY_FILE) $(ARGS)

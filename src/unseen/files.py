@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,11 @@ def refusing_lock(path: Path, refusal: str, patience: float = 0) -> Iterator[Non
         yield
     finally:
         lock.release()
+
+
+def storable(json_text: str) -> str:
+    """JSON that UTF-8 can hold: what stands for bytes that are no text becomes JSON's escapes."""
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", json_text)
 
 
 def file_hash(path: Path) -> str:

@@ -49,6 +49,11 @@ def test_classes_of_which_no_query_counts_do_not_spoil_it() -> None:
     assert found["m"] == (0.5, 1.0)
 
 
+def test_a_metric_that_counts_in_one_class_alone_has_none() -> None:
+    values = {"one": torch.tensor([torch.nan, torch.nan, 1.0, 0.0]), "two": torch.ones(4)}
+    assert list(class_intervals(values, torch.tensor([0, 0, 1, 1]), resamples=9, seed=0)) == ["two"]
+
+
 def test_one_class_or_no_resample_gives_none_and_negative_is_refused() -> None:
     values, labels = {"m": torch.ones(4)}, torch.tensor([0, 0, 1, 1])
     assert class_intervals(values, labels, resamples=0, seed=0) == {}

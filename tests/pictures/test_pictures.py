@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from unseen.pictures import (
@@ -175,7 +177,18 @@ def test_images_of_a_map_are_whole_classes_spread_over_all():
     assert set(np.bincount(labels[rows])) == {0, 5}
     assert labels[rows].min() == 0
     assert labels[rows].max() == 999
+    assert len(rows) == 300, "as many as there is room for"
     assert choose_images(labels, at_most=5000).tolist() == list(range(5000))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 400))
+def test_images_of_a_map_are_whole_classes_unless_those_are_large(sizes, at_most):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    chosen = np.bincount(labels[choose_images(labels, at_most)], minlength=len(sizes))
+    assert 0 < chosen.sum() <= at_most
+    share = at_most // min(len(sizes), 20)
+    assert all(one in (0, size) or one >= max(1, share) for one, size in zip(chosen, sizes, strict=True))
 
 
 METRICS = """epoch,lr-Adam/backbone,lr-Adam/head,step,train/loss,train/metric_loss,other,validation/map_at_r

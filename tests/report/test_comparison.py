@@ -167,6 +167,16 @@ def test_unequal_splits_are_not_paired_and_both_are_named(record, runs_of):
     assert not comparison.missing, "what is refused is not said twice"
 
 
+def test_values_that_hold_the_dot_between_values_are_cells_of_their_own(record, runs_of):
+    names = [("a · b", "c"), ("a", "b · c"), ("a", "d")]
+    runs = runs_of(
+        *(record(method, data=data, loss=loss) for method in ("baseline", "full") for data, loss in names)
+    )
+    comparison = compare(runs, metrics=["map_at_r"])
+    assert [one.name for one in comparison.cells] == ['["a · b", "c"]', '["a", "b · c"]', "a · d"]
+    assert len(comparison.differences) == 3
+
+
 def test_folds_are_cells_and_nothing_is_refused(record, runs_of):
     splits = ["1" * 64, "2" * 64]
     runs = runs_of(*(record(method, split=split) for method in ("baseline", "full") for split in splits))

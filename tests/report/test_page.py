@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from unseen.report.comparison import compare
-from unseen.report.page import write_page
+from unseen.report.page import classes, write_page
 from unseen.report.page.content import page_content
 from unseen.report.page.run_files import MOST_POINTS, MOST_SHEETS, read_curves
-from unseen.report.runs import command, load_runs
+from unseen.report.runs import Runs, command, load_runs
 from unseen.tracking.record import RunRecord
 from unseen.tracking.sheet import RetrievalSheet, SheetRow
 
@@ -517,3 +517,34 @@ def test_a_run_from_python_has_no_command(record: MakeRecord, folder: Path) -> N
     assert command(dataclasses.replace(run, record=typed)) == "unseen train 'data.root=/a b' seed=4"
     python = dataclasses.replace(typed, choices=typed.choices | {"data": "collection"})
     assert command(dataclasses.replace(run, record=python)) is None
+
+
+def test_names_that_are_no_utf8_are_on_the_page(record: MakeRecord, tmp_path: Path) -> None:
+    for method in ("baseline", "full"):
+        for seed in range(2):
+            values = {"map_at_r": {"one\udcff": 0.1, "two": 0.2 + (method == "full") / 9}}
+            record(method, seed=seed, per_class=values).save(tmp_path / f"{method}{seed}" / "record.json")
+    runs = load_runs(tmp_path)
+    write_page(tmp_path / "page.html", compare(runs), runs)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    [content] = re.findall(r'<script type="application/json" id="content">(.*?)</script>', page, re.DOTALL)
+    assert json.loads(content)["classes"][0]["classes"] == ["one\udcff", "two"]
+
+
+def test_a_cell_that_does_not_fit_keeps_no_smaller_one_out(
+    record: MakeRecord, runs_of: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classes, "MOST_VALUES", 10)
+    sizes = {"many": 6, "some": 3, "few": 2}
+    runs = runs_of(
+        *(
+            record(method, data=data, per_class={"map_at_r": {f"{i}": 0.1 for i in range(size)}})
+            for method in ("baseline", "full")
+            for data, size in sizes.items()
+        )
+    )
+    content = page_content(compare(runs), runs, Path())
+    assert {one["cell"].partition(" ")[0]: len(one["classes"]) for one in content["classes"]} == {
+        "some": 3,
+        "few": 2,
+    }

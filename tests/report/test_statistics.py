@@ -147,6 +147,9 @@ def test_many_cells_are_drawn_and_agree_with_the_count(monkeypatch):
     assert exact.is_exact
     assert not drawn.is_exact
     assert drawn.smallest_p == 1 / 100_001
+    some = sign_flip_test([1, 2, 3, 4, *[0] * 4])
+    assert some.is_exact
+    assert some.p_value == 2 / 2**4 >= some.smallest_p == 2 / 2**8
     assert drawn.p_value == pytest.approx(exact.p_value, abs=3 * (exact.p_value / 100_000) ** 0.5)
     assert sign_flip_test(values) == drawn, "the draws are seeded"
     assert sign_flip_test(values, draws=25_000).p_value == pytest.approx(exact.p_value, abs=0.01)

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen.retrieval import evaluate
+from unseen.retrieval import evaluate, search
 from unseen.retrieval.engine import nearest
+from unseen.retrieval.engine.vectors import NotFiniteError
 
 
 def loop_neighbours(queries, gallery, own, similarity):
@@ -223,6 +224,30 @@ def test_ids_exclude_the_query_and_break_ties():
     result = evaluate(vectors, [0, 0, 0, 0], ids=[9, 7, 8, 6], recall_at=(1,))
     assert result.neighbours.ids.tolist() == [[6, 7, 8], [6, 8, 9], [6, 7, 9], [7, 8, 9]]
     assert result.neighbours.positions.tolist() == [[3, 1, 2], [3, 2, 0], [3, 1, 0], [1, 2, 0]]
+
+
+def test_ids_of_numpy_may_be_a_view_backwards():
+    ids = np.arange(4)[::-1]
+    assert evaluate(torch.ones(4, 2), [0] * 4, ids=ids).ids.tolist() == [3, 2, 1, 0]
+    assert search(torch.eye(3), torch.eye(3), k=1, gallery_ids=ids[:3]).ids.tolist() == [[3], [2], [1]]
+
+
+@pytest.mark.parametrize("gallery", [{}, {"gallery": torch.eye(3), "gallery_labels": [0, 0, 0]}])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([5, 6], "3 integers, one per vector; got 2"), ([5, 6, 5], "distinct; 5"), (list("abc"), "one integer")],
+)
+def test_ids_that_name_no_rows_are_refused(gallery, ids, message):
+    for function in (search, evaluate):
+        arguments = {"k": 1} if function is search else {"labels": [0, 0, 0]}
+        given = {name: value for name, value in gallery.items() if function is evaluate or name == "gallery"}
+        with pytest.raises(ValueError, match=message):
+            function(torch.eye(3), ids=ids, **arguments, **given)
+
+
+def test_too_few_ids_hide_no_embeddings_that_are_not_finite():
+    with pytest.raises(NotFiniteError, match=r"ids \[2\]"):
+        evaluate(torch.tensor([[1.0], [2.0], [torch.nan]]), [0, 0, 0], ids=[7])
 
 
 def test_a_gallery_that_holds_the_query_by_id():

@@ -167,7 +167,9 @@ def test_inputs_are_left_alone():
     ("arguments", "message"),
     [
         ({"embeddings": torch.ones(3), "k": 1}, r"shape \(N, d\)"),
-        ({"embeddings": torch.ones(3, 2), "k": 0}, "k must be at least 1"),
+        ({"embeddings": torch.ones(3, 2), "k": 0}, "k=0: wanted a whole number"),
+        ({"embeddings": torch.ones(3, 2), "k": 2.0}, r"k=2\.0: wanted a whole number"),
+        ({"embeddings": torch.ones(3, 2), "k": 1, "precision": "half"}, "precision='half': wanted one of"),
         ({"embeddings": torch.ones(3, 2), "k": 1, "similarity": "l2"}, "similarity must be one of"),
         ({"embeddings": torch.ones(3, 2), "k": 1, "ids": [1, 2, 1]}, "distinct; 1"),
         ({"embeddings": torch.ones(3, 2), "k": 1, "ids": [1, 2]}, "must hold 3 integers"),

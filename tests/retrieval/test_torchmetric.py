@@ -63,3 +63,24 @@ def test_any_number_of_ranks_with_padded_rows_gives_the_result_of_one_process(wo
     arguments = {"gallery": vectors, "gallery_labels": labels} if separate else {}
     single = evaluate(vectors, labels, recall_at=(1, 5), **arguments).metrics
     assert on_ranks(world, functools.partial(measure_part, separate=separate)) == [single] * world
+
+
+def measure_unequal(rank, world, separate):
+    """Rank 1 has nothing of the queries, or of a separate gallery."""
+    vectors, labels = embedded_rows()
+    metric = RetrievalMetric(recall_at=(1, 5))
+    for rows in torch.arange(97).split(10) if rank != 1 or separate else ():
+        metric.update(vectors[rows], labels[rows], rows)
+    if separate and rank != 1:
+        metric.update(vectors, labels, torch.arange(97) + 1000, gallery=True)
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert metric.query_ids == [] or rank != 1 or separate, "its own state is as it was"
+    return found
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_rank_without_a_batch_takes_part(separate, on_ranks):
+    vectors, labels = embedded_rows()
+    arguments = {"gallery": vectors, "gallery_labels": labels} if separate else {}
+    single = evaluate(vectors, labels, recall_at=(1, 5), **arguments).metrics
+    assert on_ranks(3, functools.partial(measure_unequal, separate=separate)) == [single] * 3

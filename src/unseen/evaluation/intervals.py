@@ -31,7 +31,8 @@ def class_intervals(
         seed: of the resamples.
 
     Returns:
-        Metric → (low, high); empty with fewer than two classes, which say nothing about others.
+        Metric → (low, high); none of a metric that counts in fewer than two classes, which say nothing about
+        others.
 
     Raises:
         ValueError: `resamples` is negative.
@@ -54,4 +55,7 @@ def class_intervals(
             means[resample] = (times @ sums) / (times @ sizes)
     tail = (1 - COVERAGE) / 2
     low, high = np.nanquantile(means, (tail, 1 - tail), axis=0)
-    return {name: (float(low[place]), float(high[place])) for place, name in enumerate(per_query)}
+    tell = (sizes > 0).sum(axis=0) > 1
+    return {
+        name: (float(low[place]), float(high[place])) for place, name in enumerate(per_query) if tell[place]
+    }

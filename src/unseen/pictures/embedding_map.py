@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from colorsys import hls_to_rgb
 from pathlib import Path
@@ -17,11 +18,15 @@ from sklearn.manifold import TSNE
 
 from unseen.pictures.canvas import GREY, PALE, Image, new_figure, save, shortened, write
 
+FEWEST_CLASSES = 20
+"""That there is room for, where there are as many."""
 WIDTH, HEIGHT, MARGIN = 11.5, 9.2, 1.75  # inches
 
 
 def choose_images(labels: NDArray[np.int64], at_most: int = 2000) -> NDArray[np.int64]:
     """Rows to draw: all, or of a large set as many whole classes as there is room for; no randomness.
+
+    A class of more than a twentieth of the room shows its first images, so that there are others beside it.
 
     Args:
         labels: `(N,)`.
@@ -33,15 +38,21 @@ def choose_images(labels: NDArray[np.int64], at_most: int = 2000) -> NDArray[np.
     labels = np.asarray(labels)
     if len(labels) <= at_most:
         return np.arange(len(labels))
-    present = np.unique(labels)
-    kept = max(1, min(len(present), at_most // 20))
-    share = at_most // kept
-    chosen = [np.flatnonzero(labels == label)[:share] for label in _evenly(present, kept)]
+    present, sizes = np.unique(labels, return_counts=True)
+    share = max(1, at_most // min(len(present), FEWEST_CLASSES))
+    taken = np.minimum(sizes, share)
+    kept = bisect_right(
+        range(len(present)), at_most, key=lambda last: taken[_evenly(present, last + 1)].sum()
+    )
+    while taken[_evenly(present, kept)].sum() > at_most:  # more classes may be smaller ones
+        kept -= 1
+    chosen = [np.flatnonzero(labels == label)[:share] for label in present[_evenly(present, kept)]]
     return np.sort(np.concatenate(chosen))
 
 
 def _evenly(values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
+    """Positions of `count` of the values."""
+    return np.linspace(0, len(values) - 1, count).round().astype(np.int64)
 
 
 def project(embeddings: NDArray[np.floating], seed: int = 0) -> NDArray[np.float64]:

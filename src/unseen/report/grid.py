@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,12 +235,16 @@ def _cell_names(places: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]
     several: dict[tuple[str, ...], int] = defaultdict(int)
     for *values, _ in places:
         several[tuple(values)] += 1
-    names = {}
+    parts: dict[tuple[str, ...], list[str]] = {}
     for place in places:
         *values, split = place
-        parts = [*values, *([f"split {split[:8]}"] if several[tuple(values)] > 1 else [])]
-        names[place] = " · ".join(parts) or f"split {split[:8]}"
-    return names
+        parts[place] = [*values, *([f"split {split[:8]}"] if several[tuple(values)] > 1 else [])]
+    names = {place: " · ".join(words) or f"split {place[-1][:8]}" for place, words in parts.items()}
+    alike = Counter(names.values())  # where a value holds the dot itself
+    return {
+        place: name if alike[name] == 1 else json.dumps(parts[place], ensure_ascii=False)
+        for place, name in names.items()
+    }
 
 
 def _newest(runs: list[Run], cell: str, method: str, factors: list[str], duplicates: list[Duplicate]) -> Run:

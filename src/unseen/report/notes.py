@@ -64,12 +64,12 @@ def _over_cells(comparison: Comparison) -> Iterator[str]:
         "Over cells: a cell counts once, seeds in it do not. up: cells that improved; P: probability that a "
         f"run beats one of {comparison.reference}; p: of the sign-flip test, at least {words}; Holm: p "
         f"corrected for {count} comparisons. Better and worse need p ≤ {1 - comparison.level:.2g} after it, "
-        f"so at least {_cells_needed(count, 1 - comparison.level)} cells.{drawn}"
+        f"so at least {_cells_needed(count, 1 - comparison.level)} cells, fewer beside clearer ones.{drawn}"
     )
 
 
 def _cells_needed(comparisons: int, level: float) -> int:
-    """Cells from which the smallest p of one of so many comparisons passes Holm's correction."""
+    """Cells from which the smallest p of so many comparisons passes the first step of Holm's correction."""
     return 1 + math.ceil(math.log2(comparisons / level))
 
 

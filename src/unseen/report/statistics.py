@@ -112,8 +112,9 @@ def sign_flip_test(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0)
     given = np.asarray(differences, dtype=float)
     if not len(given):
         raise ValueError("The sign-flip test needs at least one difference, got none.")
-    smallest = 2.0 ** (1 - len(given)) if len(given) <= EXACT_UP_TO else 1 / (1 + draws)
+    cells = len(given)
     given = given[np.abs(given) > TINY]  # a flip of 0 changes nothing
+    smallest = 2.0 ** (1 - cells) if len(given) <= EXACT_UP_TO else 1 / (1 + draws)
     if not len(given):
         return SignFlip(1.0, smallest, True)
     # Sums in another order differ in their last digits: equal ones must count as equal.

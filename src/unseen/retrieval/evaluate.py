@@ -13,7 +13,7 @@ from torch import Tensor
 from unseen.retrieval import metrics as measure
 from unseen.retrieval.clustering import cluster_agreement
 from unseen.retrieval.engine.full_ranking import full_ranking
-from unseen.retrieval.engine.inputs import SearchInputs, check_inputs
+from unseen.retrieval.engine.inputs import SearchInputs, as_ids, check_inputs
 from unseen.retrieval.engine.keys import LAST, from_keys
 from unseen.retrieval.engine.nearest import AnyPrecision, nearest_in_parts
 from unseen.retrieval.engine.vectors import Similarity, as_labels, as_vectors, full_precision
@@ -111,7 +111,7 @@ def evaluate(
     _check_ranks("knn_accuracy_at", knn_accuracy_at)
     if without_relevant not in ("skip", "zero"):
         raise ValueError(f"without_relevant={without_relevant!r}: wanted 'skip' or 'zero'.")
-    numbers = None if ids is None else torch.as_tensor(ids)
+    numbers = as_ids(ids, "ids")
     raw = as_vectors(embeddings, "embeddings", numbers)
     labels = known = as_labels(labels, len(raw), "labels").to(raw.device)
     inputs = check_inputs(raw, gallery, similarity, ids, gallery_ids)
@@ -158,9 +158,7 @@ def evaluate(
         classes=classes,
         per_class={name: _class_means(value, member, len(classes)) for name, value in per_query.items()},
         neighbours=nearest,
-        ids=torch.arange(len(raw), device=raw.device)
-        if numbers is None
-        else numbers.to(raw.device, torch.int64),
+        ids=torch.arange(len(raw), device=raw.device) if numbers is None else numbers.to(raw.device),
         labels=labels,
         hits=hits,
         relevant=relevant,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,8 @@ def search(
     Raises:
         ValueError: shapes, ids or values that cannot be searched; the message names them.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}.")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k={k!r}: wanted a whole number from 1 upwards.")
     inputs = check_inputs(embeddings, gallery, similarity, ids, gallery_ids)
     neighbours = no_neighbours(len(inputs.queries), k, inputs.own.device)
     given = inputs.query_rows

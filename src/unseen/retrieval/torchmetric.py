@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from unseen.retrieval.evaluate import RetrievalResult, evaluate
 
@@ -57,6 +58,19 @@ class RetrievalMetric(Metric):
         getattr(self, f"{role}_embeddings").append(embeddings.detach().float())
         getattr(self, f"{role}_labels").append(labels.to(torch.int64))
         getattr(self, f"{role}_ids").append(ids.to(torch.int64))
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None
+    ) -> None:
+        # Of a rank that got no batch torchmetrics gathers `(0,)` float32, which has too few dimensions.
+        for role in ("query", "gallery"):
+            embeddings = getattr(self, f"{role}_embeddings")
+            width = torch.tensor([embeddings[0].shape[1] if embeddings else 0], device=self.device)
+            widest = max(int(one) for one in dist_sync_fn(width, group=process_group or self.process_group))
+            if widest and not embeddings:
+                nothing = torch.zeros(0, dtype=torch.int64, device=self.device)
+                self.update(torch.zeros(0, widest, device=self.device), nothing, nothing, role == "gallery")
+        super()._sync_dist(dist_sync_fn, process_group)
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics' means."""

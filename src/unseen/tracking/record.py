@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from unseen.files import replacing
+from unseen.files import replacing, storable
 from unseen.tracking.environment import Environment, PeakMemory
 from unseen.tracking.redaction import redacted
 
@@ -110,10 +109,8 @@ class RunRecord:
         """
         content = asdict(replace(self, error=redacted(self.error)))
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # The path of a file may hold bytes that are no text; JSON has escapes for what stands for them.
-        text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(storable(text), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> RunRecord:
@@ -128,7 +125,7 @@ class RunRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             schema = content["schema"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"'{path}' is not the record of a run: {error!r}.") from error
         if schema != SCHEMA:
             raise ValueError(

@@ -46,9 +46,10 @@ def class_values(
                 continue
             every = sorted(set().union(*means.values()))
             kept = _most_different(every, list(means.values()))
-            room -= len(kept) * len(means)
-            if room < 0:
-                return found
+            size = len(kept) * len(means)
+            if size > room:
+                continue
+            room -= size
             values = {
                 method: [
                     round(PER_UNIT * mean[name]) if math.isfinite(mean.get(name, math.nan)) else None

@@ -7,7 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from unseen.files import replacing
+from unseen.files import replacing, storable
 from unseen.report.comparison import Comparison
 from unseen.report.page.content import page_content
 from unseen.report.runs import Runs
@@ -58,7 +58,7 @@ def write_page(path: Path, comparison: Comparison, runs: Runs) -> None:
         "styles": _joined(STYLES, "style"),
         "libraries": _joined(LIBRARIES, "script"),
         # Within a script element, nothing but `<` can end it or begin a comment.
-        "content": content.replace("<", "\\u003c"),
+        "content": storable(content).replace("<", "\\u003c"),
         "scripts": _joined(SCRIPTS, "script"),
     }
     template = _read("template/page.html")

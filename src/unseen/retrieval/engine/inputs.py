@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def check_inputs(
     embeddings: Any, gallery: Any, similarity: Similarity, ids: Any, gallery_ids: Any
 ) -> SearchInputs:
     """Check and prepare: everything that can be wrong is found here, before any long work."""
-    queries_ids = _as_ids(ids, "ids")
+    queries_ids = as_ids(ids, "ids")
     raw = as_vectors(embeddings, "embeddings", queries_ids)
     if gallery is None:
         if gallery_ids is not None:
@@ -61,7 +62,7 @@ def check_inputs(
         sorted_ids, order = _ordered(queries_ids, len(raw), "ids", raw.device)
         queries = prepare(_arranged(raw, order), similarity)
         return SearchInputs(queries, queries, torch.arange(len(raw), device=raw.device), sorted_ids, order)
-    known_ids = _as_ids(gallery_ids, "gallery_ids")
+    known_ids = as_ids(gallery_ids, "gallery_ids")
     raw_gallery = as_vectors(gallery, "gallery", known_ids)
     if raw_gallery.shape[1] != raw.shape[1] or raw_gallery.device != raw.device:
         raise ValueError(
@@ -72,8 +73,8 @@ def check_inputs(
     raw_gallery = _arranged(raw_gallery, order)
     largest = max(float(norms_of(raw).max()), float(norms_of(raw_gallery).max()))
     own = torch.full((len(raw),), -1, dtype=torch.int64, device=raw.device)
+    wanted, _ = _ordered(queries_ids, len(raw), "ids", raw.device, keep_order=True)
     if queries_ids is not None and known_ids is not None:
-        wanted, _ = _ordered(queries_ids, len(raw), "ids", raw.device, keep_order=True)
         place = torch.searchsorted(sorted_ids, wanted).clamp(max=len(sorted_ids) - 1)
         own = torch.where(sorted_ids[place] == wanted, place, own)
     return SearchInputs(
@@ -86,10 +87,20 @@ def _arranged(raw: Tensor, order: Tensor) -> Tensor:
     return raw if bool((order[1:] > order[:-1]).all()) else raw[order]
 
 
-def _as_ids(ids: Any, name: str) -> Tensor | None:
+def as_ids(ids: Any, name: str) -> Tensor | None:
+    """`(N,)` int64, of NumPy, torch or a list.
+
+    Raises:
+        ValueError: they are no integers, or not in a row.
+    """
     if ids is None:
         return None
-    tensor = torch.as_tensor(ids)
+    given = np.asarray(ids) if isinstance(ids, list | tuple) else ids
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be one integer per vector; got {given.dtype} {given.shape}.")
+        given = np.ascontiguousarray(given)  # torch knows no steps backwards
+    tensor = torch.as_tensor(given)
     if tensor.ndim != 1 or tensor.is_floating_point():
         raise ValueError(f"{name} must be one integer per vector; got {tensor.dtype} {tuple(tensor.shape)}.")
     return tensor.to(torch.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from unseen.retrieval.engine.tiling import tile_sweep
 from unseen.retrieval.engine.vectors import full_precision
 
 AnyPrecision = Precision | Literal["float64", "auto"]
+PRECISIONS = (*get_args(Precision), "float64", "auto")
 LEAST = 2**18  # bytes of a budget: with fewer, a search is no smaller and takes for ever
 FEWEST = 64  # queries at once, whatever the budget: fewer cost more time than they save memory
 ENTRY_BYTES = 128  # of a neighbour while it is turned into metrics
@@ -31,7 +32,12 @@ def nearest_in_parts(
 
     Yields:
         Positions `(n,)` of queries, and their keys `(n, k)`, nearest first.
+
+    Raises:
+        ValueError: there is no such precision.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: wanted one of {', '.join(PRECISIONS)}.")
     width, memory_budget = inputs.gallery.raw.shape[1], max(memory_budget, LEAST)
     for everything, wanted, k in _searches(depth, width, memory_budget, inputs.symmetric):
         with full_precision(inputs.own.device):

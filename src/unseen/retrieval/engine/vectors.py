@@ -70,7 +70,9 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
     suspects = (~torch.isfinite(tensor.sum(dim=1))).nonzero().squeeze(1)
     culprits = suspects[~torch.isfinite(tensor[suspects]).all(dim=1)]
     if len(culprits):
-        named = (culprits if ids is None else ids.to(culprits.device)[culprits])[:NAMED].tolist()
+        if ids is not None and len(ids) == len(tensor):
+            culprits = ids.to(culprits.device)[culprits]
+        named = culprits[:NAMED].tolist()
         more = ", …" if len(culprits) > NAMED else ""
         raise NotFiniteError(
             f"{name}: {len(culprits)} of {len(tensor)} rows hold NaN or infinite values (ids {named}{more}). "
