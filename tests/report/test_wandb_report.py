@@ -182,3 +182,19 @@ def test_the_command_prints_its_tables_first_and_says_in_words_what_is_missing(r
     assert result.returncode == 2
     assert "8 finished runs" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: to=wandb: no W&B API key.")
+
+
+def test_a_run_that_a_newer_one_replaces_is_in_no_mean_and_a_gap_begins_with_the_least(
+    runs, record, tmp_path
+):
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "dashboard.json").write_text(json.dumps({"id": "again"}))
+    again = Run(folder, record("full", 0, 0.4, loss="triplet", finished="2099-01-01T00:00:00+00:00"))
+    twice = Runs((*runs.finished, again))
+    for split, ascending in (("unseen", False), ("gap", True)):
+        content = workspace(compare(twice, split=split, metrics=["map_at_r"]), twice, "birds", "me")
+        filters = str(content.runset_settings.filters)
+        assert "'again'" in filters
+        assert "'full-triplet-0'" not in filters
+        assert [one.ascending for one in content.runset_settings.order] == [ascending]

@@ -243,7 +243,7 @@ def compare(
     check_methods(runs.finished, compare, reference)
     check_metrics(runs.finished, split, metrics)
     grid = make_grid(runs, compare, reference, factors)
-    question = _Question(grid, split, -1.0 if split.endswith("gap") else 1.0, margin, level)
+    question = _Question(grid, split, -1.0 if lower_is_better(split) else 1.0, margin, level)
     differences = [
         difference
         for cell in grid.cells
@@ -280,6 +280,11 @@ def compare(
         unequal=tuple(unequal_splits(grid)),
         duplicates=grid.duplicates,
     )
+
+
+def lower_is_better(split: str) -> bool:
+    """Of a generalisation gap."""
+    return split.endswith("gap")
 
 
 @dataclass(frozen=True)

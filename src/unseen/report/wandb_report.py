@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unseen.report.comparison import Comparison
+from unseen.report.comparison import Comparison, lower_is_better
 from unseen.report.runs import Run, Runs, command
 from unseen.report.tables import markdown
 from unseen.tracking.dashboards.card import IDENTITY_FILE
@@ -55,7 +55,7 @@ def publish(comparison: Comparison, runs: Runs, project: str, entity: str | None
     """
     from unseen.tracking.dashboards.wandb import has_key
 
-    identities = logged(runs.finished)
+    identities = logged(_counted(comparison, runs))
     if not identities:
         raise ValueError(
             "to=wandb: none of the runs was logged to a dashboard. Train with logger=wandb "
@@ -91,9 +91,9 @@ def workspace(comparison: Comparison, runs: Runs, project: str, entity: str) -> 
         sections=sections,
         settings=views.WorkspaceSettings(max_runs=100),
         runset_settings=views.RunsetSettings(
-            filters=_only(logged(runs.finished)),
+            filters=_only(logged(_counted(comparison, runs))),
             groupby=[expr.Config(key) for key in _groups(comparison, runs.finished)],
-            order=[expr.Ordering(expr.Summary(headline), ascending=False)],
+            order=[expr.Ordering(expr.Summary(headline), ascending=lower_is_better(comparison.split))],
             pinned_columns=[f"summary:{comparison.split}/{metric}" for metric in comparison.metrics],
         ),
     )
@@ -105,7 +105,7 @@ def report(comparison: Comparison, runs: Runs, project: str, entity: str) -> Rep
     runs_shown = panels.Runset(
         # Without entity and project it is of the report's own, and need not look them up.
         name=comparison.compare,
-        filters=_only(logged(runs.finished)),
+        filters=_only(logged(_counted(comparison, runs))),
         groupby=[f"config.{_backend(key)}" for key in _groups(comparison, runs.finished)],
     )
     grid = panels.PanelGrid(
@@ -143,6 +143,12 @@ def logged(runs: Iterable[Run]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return list(dict.fromkeys(found))
+
+
+def _counted(comparison: Comparison, runs: Runs) -> list[Run]:
+    """Without those that a newer one of the same settings and seed replaces: W&B's means would count both."""
+    dropped = {folder for one in comparison.duplicates for folder in one.dropped}
+    return [run for run in runs.finished if run.folder not in dropped]
 
 
 def _modules() -> tuple[Any, Any]:
