@@ -282,6 +282,9 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.png"]
     with pytest.raises(ManifestError, match=r"a.png' is given twice"):
         collect(paths, labels=[0, 1, 0])
+    (tmp_path / "link.png").symlink_to(paths[0])
+    with pytest.raises(ManifestError, match=r"a.png' alias '.*link.png' is given twice"):
+        collect([*paths[:2], tmp_path / "link.png"], labels=[0, 1, 0])
 
 
 def test_names_by_label_may_be_of_any_number(pixels: NDArray[np.uint8]) -> None:

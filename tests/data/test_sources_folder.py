@@ -105,6 +105,13 @@ def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> 
     assert read_folder(root).paths == ("a/0.png", "b/1.png")
 
 
+def test_a_class_that_links_to_another_cannot_train_while_that_one_tests(tree: Tree) -> None:
+    root = tree({"b": 2, "c": 1})
+    (root / "a").symlink_to(root / "b", target_is_directory=True)
+    with pytest.raises(ManifestError, match=r"'a/0\.png' alias 'b/0\.png' is in train and test \(1 more"):
+        read_folder(root, train_fraction=0.4)
+
+
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.utils.data import Subset
 
 from unseen.data.images import Files, ImageError, Images, Pixels
 from unseen.data.labelling import ClassNames, Unseen, classes_of, divided, plain, roles_of
-from unseen.data.manifest import ROLES, Manifest, ManifestError
+from unseen.data.manifest import ROLES, Manifest, ManifestError, aliases, real_places
 from unseen.data.pixels import ConvertedImages
 from unseen.data.sources import folder, layout, manifest_file, table
 
@@ -224,8 +223,13 @@ def from_files(
     """
     codes, names, known = classes_of(_required(labels, "paths"), len(paths), class_names)
     written = [Path(path).expanduser().as_posix() for path in paths]
-    if twice := [path for path, count in Counter(written).items() if count > 1]:
-        raise ManifestError(f"'{twice[0]}' is given twice: it would be its own neighbour. Leave one out.")
+    first: dict[str, str] = {}
+    for path, place in zip(written, real_places(Path.cwd(), written), strict=True):
+        if place in first:
+            raise ManifestError(
+                f"{aliases(first[place], path)} is given twice: it would be its own neighbour. Leave one out."
+            )
+        first[place] = path
     layout.require_images(Path.cwd(), written)
     roles = roles_of(names, known, unseen_classes)
     manifest = _manifest(Path.cwd(), written, codes, names, roles)
