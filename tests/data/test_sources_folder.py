@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unseen.data.manifest import Manifest, ManifestError
-from unseen.data.sources import folder
+from unseen.data.sources import folder, layout
 
 Tree = Callable[..., Path]
 
@@ -105,11 +105,28 @@ def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> 
     assert read_folder(root).paths == ("a/0.png", "b/1.png")
 
 
-def test_a_class_that_links_to_another_cannot_train_while_that_one_tests(tree: Tree) -> None:
-    root = tree({"b": 2, "c": 1})
-    (root / "a").symlink_to(root / "b", target_is_directory=True)
-    with pytest.raises(ManifestError, match=r"'a/0\.png' alias 'b/0\.png' is in train and test \(1 more"):
-        read_folder(root, train_fraction=0.4)
+def test_links_that_lead_to_each_other_are_followed_once(tree: Tree) -> None:
+    root = tree({"a": 1, "b": 1, "b/deep": 1})
+    (root / "a" / "x").symlink_to(root / "b", target_is_directory=True)
+    (root / "a" / "z").symlink_to(root / "b", target_is_directory=True)
+    (root / "b" / "y").symlink_to(root / "a", target_is_directory=True)
+    assert layout.find_images(root / "a", root) == ["a/0.png", "a/x/0.png", "a/x/deep/0.png"]
+    assert layout.find_images(root, root) == ["a/0.png", "b/0.png", "b/deep/0.png"]
+
+
+def test_an_image_that_a_link_shares_cannot_train_and_test(tree: Tree) -> None:
+    root = tree({"a": 2, "b": 2})
+    (root / "b" / "x").symlink_to(root / "a", target_is_directory=True)
+    with pytest.raises(ManifestError, match=r"'a/0\.png' alias 'b/x/0\.png' is in train and test \(1 more"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(("inside", "split"), [("", "order"), ("test", "folders")])
+def test_two_classes_that_are_one_folder_are_refused(tree: Tree, inside: str, split: str) -> None:
+    root = tree({f"{inside}/b".strip("/"): 2, "train/c": 1})
+    (root / inside / "a").symlink_to(root / inside / "b", target_is_directory=True)
+    with pytest.raises(ManifestError, match=r"'a' and 'b' in .* are one folder by a link"):
+        read_folder(root, split=split)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def read(
 
     Raises:
         ManifestError: the root is missing, a class folder has no image, two have the same name in
-            different spellings, a class trains and tests, or the split cannot be made.
+            different spellings or are one by a link, a class trains and tests, or the split cannot be made.
     """
     base = layout.require_folder(root)
     folders = layout.subfolders(base)
@@ -58,17 +58,21 @@ def _read_divided(base: Path, folders: list[Path]) -> Manifest:
             f"data.split=folders found '{strange[0]}' in '{base}'. Wanted only {', '.join(ROLES)}: "
             "rename it, or move it elsewhere."
         )
-    rows = [
-        (path, layout.normal(folder.name), role.name)
-        for role in folders
-        for folder in layout.subfolders(role)
-        for path in _class_images(folder, base)
-    ]
+    rows = []
+    for role in folders:
+        classes = layout.subfolders(role)
+        _require_distinct(classes)
+        rows += [
+            (path, layout.normal(folder.name), role.name)
+            for folder in classes
+            for path in _class_images(folder, base)
+        ]
     return _build(base, rows)
 
 
 def _require_distinct(folders: list[Path]) -> None:
     spelt: dict[str, Path] = {}
+    placed: dict[str, Path] = {}
     for folder in folders:
         other = spelt.setdefault(layout.normal(folder.name), folder)
         if other != folder:
@@ -76,6 +80,12 @@ def _require_distinct(folders: list[Path]) -> None:
             raise ManifestError(
                 f"Class folders {other.name!a} and {folder.name!a} in '{folder.parent}' differ only in how "
                 "an accented letter is composed. Move their images into one, or rename one."
+            )
+        other = placed.setdefault(os.path.realpath(folder), folder)
+        if other != folder:
+            raise ManifestError(
+                f"Class folders '{other.name}' and '{folder.name}' in '{folder.parent}' are one folder by a "
+                "link: an image has one class. Remove the link."
             )
 
 

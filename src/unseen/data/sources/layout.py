@@ -144,19 +144,26 @@ def find_images(folder: Path, root: Path) -> list[str]:
     """Images anywhere under `folder`: POSIX paths relative to `root`, in an order that no platform changes.
 
     Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images. Links to folders are
-    followed, but for one to a folder that it lies in.
+    followed, but for one to a folder that it lies in; a folder to which several ways lead is found once, by
+    the way without a link if there is one.
     """
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        within = os.path.realpath(parent)
-        folders[:] = [
-            name for name in folders if not _is_hidden(name) and not _is_around(Path(parent, name), within)
-        ]
-        found += [
-            (Path(parent) / name).relative_to(root).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
-        ]
+    found, visited = [], set()
+    starts = [folder]
+    for start in starts:  # links join it, so that each is followed after all that is none
+        for parent, folders, files in os.walk(start):
+            within = os.path.realpath(parent)
+            if within in visited:
+                folders.clear()
+                continue
+            visited.add(within)
+            inside = [Path(parent, name) for name in sorted(folders) if not _is_hidden(name)]
+            starts += [path for path in inside if path.is_symlink() and not _is_around(path, within)]
+            folders[:] = [path.name for path in inside]
+            found += [
+                (Path(parent) / name).relative_to(root).as_posix()
+                for name in files
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+            ]
     return sorted(found)
 
 
@@ -174,7 +181,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def _is_around(folder: Path, place: str) -> bool:
     """Whether a link leads to a folder that holds the place where it lies."""
-    return folder.is_symlink() and Path(place).is_relative_to(os.path.realpath(folder))
+    return Path(place).is_relative_to(os.path.realpath(folder))
 
 
 def _is_hidden(name: str) -> bool:
