@@ -7,6 +7,7 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -82,6 +83,36 @@ def test_keeps_what_lies_there_and_replaces_files_of_the_same_name(tmp_path: Pat
     (out / "images" / "a b.jpg").write_bytes(b"old")
     unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
     assert files(out) == CONTENT | {"images/own.jpg": b"mine"}
+
+
+@pytest.mark.parametrize("in_the_way", ["list.txt/own.jpg", "images/deep"])
+def test_what_is_in_the_way_of_one_member_keeps_all_from_being_moved(tmp_path: Path, in_the_way: str) -> None:
+    out = tmp_path / "out"
+    for name in ("images/a b.jpg", in_the_way):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    before = files(out)
+    with pytest.raises(ArchiveError, match=r"is a (file|folder) where the archive has a (folder|file)\."):
+        unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
+    assert files(out) == before
+
+
+def test_what_cannot_be_moved_takes_all_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "a b.jpg").write_bytes(b"mine")
+
+    def replace(source: Path, target: Path) -> None:
+        if target == out / "list.txt":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        whole(source, target)
+
+    whole = os.replace
+    monkeypatch.setattr(archive.os, "replace", replace)
+    with pytest.raises(ArchiveError, match=r"Could not unpack .*cross-device"):
+        unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
+    assert files(out) == {"images/a b.jpg": b"mine"}
+    assert [path.name for path in out.iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize(
