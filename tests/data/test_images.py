@@ -60,6 +60,8 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
         pixels = saved(tmp_path / f"{image.mode}.png", image, transparency=key)
         assert pixels[0, 0].tolist() == list(WHITE), image.mode
     assert saved(tmp_path / "palette.png", palette, transparency=1)[0, 1].tolist() == list(RED)
+    deep = saved(tmp_path / "deep.png", grey([[1000, 1001]], "uint16"), transparency=1000)
+    assert deep[0, :, 0].tolist() == [255, 3]
 
 
 def test_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
@@ -120,6 +122,13 @@ def test_a_box_cuts_the_upright_image_and_is_clipped_to_it(tmp_path: Path) -> No
     for empty in ([3, 1, 3, 2], [6, 0, 9, 4], [-5, 0, 0, 4]):
         with pytest.raises(ImageError, match=r"a\.png' has the box .* none of its 6×4 pixels"):
             read_image(tmp_path / "a.png", np.array(empty))
+
+
+def test_a_strip_is_refused_unless_a_box_is_cut_out_of_it(tmp_path: Path) -> None:
+    assert saved(tmp_path / "a.png", Image.new("RGB", (400, 2))).shape == (2, 400, 3)
+    with pytest.raises(ImageError, match=r"b\.png' cannot be read .*it has 1×201 pixels"):
+        saved(tmp_path / "b.png", Image.new("RGB", (1, 201)))
+    assert read_image(tmp_path / "b.png", np.array([0, 5, 1, 9])).shape == (4, 1, 3)
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:

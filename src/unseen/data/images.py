@@ -29,6 +29,9 @@ class PassingError(ImageError):
     """An image that cannot be read here and now, which says nothing about the file: it is never skipped."""
 
 
+MOST_TIMES = 200
+"""Longer to shorter side: a strip that is resized by its shorter side fills the memory."""
+
 OF_THE_FILE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EINVAL, errno.EOVERFLOW),  # a broken file that sends its decoder to no place
@@ -50,14 +53,14 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
         `(H, W, 3)` uint8.
 
     Raises:
-        ImageError: missing, empty, truncated, of no known format, or its box is empty.
+        ImageError: missing, empty, truncated, of no known format, a strip, or its box is empty.
         PassingError: memory or files that may be open run out, the disk fails, or reading is not permitted.
     """
     with opened(path) as image:
         image.load()
         # A copy, as torch warns of read-only arrays.
         pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
-    return pixels if box is None else _crop(pixels, box, path)
+        return require_shape(pixels if box is None else _crop(pixels, box, path))
 
 
 @contextmanager
@@ -66,6 +69,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise unreadable(path, error) from error
 
@@ -95,7 +100,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB; see `read_image`."""
     is_transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        white = values == image.info.get("transparency")
+        image = Image.fromarray(np.where(white, 255, values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_eight_bits(np.asarray(image, dtype=np.float64)))
     elif is_transparent:
@@ -112,6 +119,18 @@ def _eight_bits(values: NDArray[np.float64]) -> Pixels:
     brightest = values.max(initial=0)
     scale = 255.0 if brightest <= 1 else 1.0 if brightest <= 255 else 1 / 256
     return (values * scale).clip(0, 255).astype(np.uint8)
+
+
+def require_shape(pixels: Pixels) -> Pixels:
+    """An image `(H, W, 3)`, if it is no strip.
+
+    Raises:
+        ValueError: it has no pixel, or a side is more than `MOST_TIMES` times the other.
+    """
+    height, width = pixels.shape[:2]
+    if height * width == 0 or max(height, width) > MOST_TIMES * min(height, width):
+        raise ValueError(f"it has {width}×{height} pixels; a side may be {MOST_TIMES} times the other")
+    return pixels
 
 
 def cut(pixels: Pixels, box: Iterable[int]) -> Pixels:
