@@ -13,6 +13,7 @@ from PIL import Image, features
 
 from unseen.data.images import Files, ImageError, PassingError, attempt, in_order, read_image
 from unseen.data.manifest import Manifest
+from unseen.data.pixels import to_pixels
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -110,6 +111,18 @@ def test_images_come_upright(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     pixels = saved(tmp_path / "photo.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
     np.testing.assert_array_equal(pixels, upright)
+    # Pillow turns a TIFF when it is loaded, not when it is opened.
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.tif", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.tif"), upright)
+    with Image.open(tmp_path / "photo.tif") as photo:
+        np.testing.assert_array_equal(to_pixels(photo), upright)
+
+
+def test_a_wrong_tag_beside_the_orientation_does_no_harm(tmp_path: Path) -> None:
+    # A width that is text: two entries of 12 bytes in a directory that starts at byte 8.
+    directory = struct.pack("<HHHIHHHHI4s", 2, 0x0112, 3, 1, 6, 0, 0x0100, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    assert saved(tmp_path / "a.jpg", Image.new("RGB", (16, 8)), exif=exif).shape == (16, 8, 3)
 
 
 def test_a_box_cuts_the_upright_image_and_is_clipped_to_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from unseen.data.manifest import Manifest
 
@@ -31,6 +31,17 @@ class PassingError(ImageError):
 
 MOST_TIMES = 200
 """Longer to shorter side: a strip that is resized by its shorter side fills the memory."""
+
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
 
 OF_THE_FILE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -57,9 +68,8 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
         PassingError: memory or files that may be open run out, the disk fails, or reading is not permitted.
     """
     with opened(path) as image:
-        image.load()
         # A copy, as torch warns of read-only arrays.
-        pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
+        pixels = np.array(to_rgb(upright(image)))
         return require_shape(pixels if box is None else _crop(pixels, box, path))
 
 
@@ -94,6 +104,13 @@ def passes(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in OF_THE_FILE
     return isinstance(error, MemoryError)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; `ImageOps.exif_transpose` fails if any other tag is wrong."""
+    image.load()  # which turns a TIFF already
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
