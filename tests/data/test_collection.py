@@ -361,7 +361,7 @@ def test_layouts_that_could_be_either_follow_the_type() -> None:
     assert (to_pixels(clear) == 255).all(), "transparent pixels lie on white, as those of files do"
 
 
-def bad(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
+def bad(pixels: NDArray[np.uint8], divided_tree: Path) -> dict[str, Callable[[], object]]:
     normalised = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
     with_nan = pixels.astype(np.float32) / 255
     with_nan[1, 2, 3] = np.nan
@@ -395,6 +395,7 @@ def bad(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
         r"ndarray where \(image, label\) is wanted\. Pass labels=": lambda: collect(list(pixels)),
         r"got a str where an image is wanted": lambda: collect([("a.png", 0), ("b.png", 1)]),
         r"'nowhere' does not exist": lambda: collect("nowhere"),
+        r"found 'val' in .*Wanted only train": lambda: collect(divided_tree),
         r"labels was given beside a Manifest": lambda: collect(
             collect(Vision(pixels)).manifest, labels=LABELS
         ),
@@ -410,8 +411,10 @@ class IterableColumns:
         raise KeyError(key)
 
 
-def test_what_cannot_work_is_refused_in_words(pixels: NDArray[np.uint8]) -> None:
-    for words, attempt in bad(pixels).items():
+def test_what_cannot_work_is_refused_in_words(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+    for words, attempt in bad(pixels, tmp_path).items():
         with pytest.raises((ManifestError, ImageError, TypeError, ValueError), match=words):
             attempt()
 

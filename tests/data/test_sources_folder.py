@@ -138,6 +138,11 @@ def test_two_classes_that_are_one_folder_are_refused(tree: Tree, inside: str, sp
         ({"train/a": 1, "test/b": 1}, {}, "data.split=folders"),
         ({"train/a": 1, "test/a": 2}, {"split": "folders"}, r"'a' is in train and test \(1 and 2 images\)"),
         ({"train/a": 1, "val/b": 1}, {"split": "folders"}, "'val'"),
+        (
+            {"Test/a": 1, "Train/b": 1, "valid/b": 1},
+            {},
+            "the folders Test, Train, valid: is it",
+        ),
         ({"a": 1, "b": 1}, {"split": "nowhere.txt"}, "neither order nor fraction"),
         ({"a": 1, "b": 1}, {"listed": "both"}, "data.listed='both'"),
         ({}, {}, "no sub-folders"),

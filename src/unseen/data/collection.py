@@ -21,7 +21,7 @@ from torch.utils.data import Subset
 
 from unseen.data.images import Files, ImageError, Images, Pixels
 from unseen.data.labelling import ClassNames, Unseen, classes_of, divided, plain, roles_of
-from unseen.data.manifest import ROLES, Manifest, ManifestError, aliases, real_places
+from unseen.data.manifest import Manifest, ManifestError, aliases, real_places
 from unseen.data.pixels import ConvertedImages
 from unseen.data.sources import folder, layout, manifest_file, table
 
@@ -242,8 +242,7 @@ def from_folder(root: str | Path, *, unseen_classes: Unseen = None) -> ImageColl
     Raises:
         ManifestError: see `unseen.data.sources.folder.read` and `collect`.
     """
-    names = {path.name for path in layout.subfolders(layout.require_folder(root))}
-    is_divided = len(names) > 1 and names <= set(ROLES)
+    is_divided = folder.is_divided(layout.subfolders(layout.require_folder(root)))
     split = "folders" if is_divided else "order"
     manifest = folder.read(root, split=split, train_fraction=0.5, seed=0, listed="test")
     manifest = divided(manifest, unseen_classes)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from unseen.data.manifest import ROLES, Manifest, ManifestError
 from unseen.data.sources import layout
+
+PARTS = {*ROLES, "training", "val", "valid", "validation", "testing"}
+"""Folders that divide a tree, under our names and those that others use."""
 
 
 def read(
@@ -33,10 +37,9 @@ def read(
         raise ManifestError(
             f"data.root='{base}' has no sub-folders. Wanted one folder of images for each class."
         )
-    divided = {folder.name for folder in folders} <= set(ROLES)
     if split == "folders":
         return _read_divided(base, folders)
-    if divided and len(folders) > 1:
+    if is_divided(folders):
         raise ManifestError(
             f"data.root='{base}' holds the folders {', '.join(folder.name for folder in folders)}: "
             "is it already divided? Then set data.split=folders."
@@ -49,6 +52,11 @@ def read(
     )
     rows = [(path, name, roles[name]) for name in names for path in images[name]]
     return _build(base, rows)
+
+
+def is_divided(folders: Sequence[Path]) -> bool:
+    """Whether folders are the parts of a tree, not its classes."""
+    return len(folders) > 1 and {folder.name.lower() for folder in folders} <= PARTS
 
 
 def _read_divided(base: Path, folders: list[Path]) -> Manifest:
