@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,25 @@ def test_links_that_lead_to_each_other_are_followed_once(tree: Tree) -> None:
     (root / "b" / "y").symlink_to(root / "a", target_is_directory=True)
     assert layout.find_images(root / "a", root) == ["a/0.png", "a/x/0.png", "a/x/deep/0.png"]
     assert layout.find_images(root, root) == ["a/0.png", "b/0.png", "b/deep/0.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_unless_it_is_hidden(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree({"a/deep": 1, "a/more": 1, "b": 1, ".bin": 1})
+    closed = {root / ".bin"}
+
+    def scandir(folder: str | Path) -> Any:
+        if Path(folder) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return whole(folder)
+
+    whole = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert read_folder(root).class_names == ("a", "b")
+    closed.add(root / "a" / "deep")
+    with pytest.raises(ManifestError, match=r"deep' cannot be read \(Permission denied\).*permissions"):
+        read_folder(root)
 
 
 def test_an_image_that_a_link_shares_cannot_train_and_test(tree: Tree) -> None:

@@ -20,7 +20,10 @@ from unseen.data.manifest import ROLES, Manifest, ManifestError
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
 )
 
 
@@ -146,11 +149,14 @@ def find_images(folder: Path, root: Path) -> list[str]:
     Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images. Links to folders are
     followed, but for one to a folder that it lies in; a folder to which several ways lead is found once, by
     the way without a link if there is one.
+
+    Raises:
+        ManifestError: a folder cannot be read.
     """
     found, visited = [], set()
     starts = [folder]
     for start in starts:  # links join it, so that each is followed after all that is none
-        for parent, folders, files in os.walk(start):
+        for parent, folders, files in os.walk(start, onerror=_refuse):  # by default it passes over them
             within = os.path.realpath(parent)
             if within in visited:
                 folders.clear()
@@ -171,12 +177,26 @@ def subfolders(folder: Path) -> list[Path]:
     """Visible folders directly inside, by name; hidden ones that hold images are named in a warning."""
     found = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.name)
     hidden = [path for path in found if _is_hidden(path.name)]
-    if with_images := [path.name for path in hidden if find_images(path, path)]:
+    if with_images := [path.name for path in hidden if _has_images(path)]:
         log.warning(
             "Hidden folders of '%s' are no classes, though they hold images: %s. To use one, rename it.",
             *(folder, ", ".join(with_images)),
         )
     return [path for path in found if path not in hidden]
+
+
+def _refuse(error: OSError) -> None:
+    raise ManifestError(
+        f"Folder '{error.filename}' cannot be read ({error.strerror}), so its images would be missing. "
+        "Change its permissions, or move it elsewhere."
+    ) from error
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return bool(find_images(folder, folder))
+    except ManifestError:  # the system's own, such as those of a bin
+        return False
 
 
 def _is_around(folder: Path, place: str) -> bool:
