@@ -379,6 +379,7 @@ def bad(pixels: NDArray[np.uint8], divided_tree: Path) -> dict[str, Callable[[],
         r"labels has shape \(39,\) for 40 images": lambda: collect(pixels, labels=LABELS[1:]),
         r"labels has shape \(40, 4\)": lambda: collect(pixels, labels=np.eye(4)[LABELS]),
         r"types float\. Wanted whole numbers or names": lambda: collect(pixels, labels=LABELS * 1.0),
+        r"label of image 1 is empty": lambda: collect(pixels[:2], labels=["ant", ""]),
         r"3 names and none for the label 3": lambda: collect(pixels, labels=LABELS, class_names=NAMES[:3]),
         r"none for the label -1": lambda: collect(pixels, labels=LABELS - 1, class_names=NAMES),
         r"names 'bees', which no image has .*Did you mean 'bee'": lambda: collect(

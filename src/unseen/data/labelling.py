@@ -34,6 +34,8 @@ def classes_of(
     if kinds not in ({int}, {str}):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ManifestError(f"labels are of the types {found}. Wanted whole numbers or names, not both.")
+    if "" in values:
+        raise ManifestError(f"The label of image {values.index('')} is empty. Name every image's class.")
     occurring = sorted(set(values))
     names = tuple(layout.normal(_name(label, class_names)) for label in occurring)
     position = {label: code for code, label in enumerate(occurring)}

@@ -61,6 +61,11 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == members
 
 
+def test_a_zip_may_be_divided_as_windows_divides(tmp_path: Path) -> None:
+    unpack(make_zip(tmp_path / "x.zip", {"images\\": b"", "images\\1.jpg": b"1"}), tmp_path / "out")
+    assert files(tmp_path / "out") == {"images/1.jpg": b"1"}
+
+
 @pytest.mark.parametrize("suffix", ["zip", "tgz"])
 def test_what_unpacks_to_so_much_more_that_it_would_fill_the_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str

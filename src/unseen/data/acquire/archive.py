@@ -132,7 +132,8 @@ def _zip_members(archive: Path) -> Iterator[Member]:
             kind = entry.external_attr >> 16 & 0o170000
             if kind not in (0, 0o040000, 0o100000):
                 raise _unsafe(archive, entry.filename, "is a link or a device")
-            yield entry.filename, None if entry.is_dir() else partial(opened.open, entry)
+            is_folder = entry.filename.endswith(("/", "\\"))  # some programs on Windows write the latter
+            yield entry.filename, None if is_folder else partial(opened.open, entry)
 
 
 def _tar_members(archive: Path) -> Iterator[Member]:
