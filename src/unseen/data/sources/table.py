@@ -73,8 +73,14 @@ def read(
 
 
 def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
-    if table.open("rb").read(2) in UTF_16:
+    with table.open("rb") as stream:
+        start = stream.read(1024)
+    if start.startswith(UTF_16):
         raise ManifestError(f"'{table}' is UTF-16 text. Save it as UTF-8 (in a spreadsheet: CSV UTF-8).")
+    if b"\0" in start:
+        raise ManifestError(
+            f"'{table}' is no text. Save a table as CSV (UTF-8); unpack an archive, and name its folder."
+        )
     # Paths may hold any bytes; names of classes may not (see `Manifest`).
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         # A saved manifest opens with a line of comment.
@@ -173,7 +179,7 @@ def _boxes(table: Path, columns: list[str], rows: list[Row]) -> np.ndarray | Non
         return None
     try:
         return np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ManifestError(
             f"'{table}' has a box that is not four whole numbers of pixels: {error}"
         ) from error
