@@ -183,7 +183,7 @@ def test_what_is_no_image_is_named_with_a_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        MemoryError(),
+        *(MemoryError(), TimeoutError("timed out"), ConnectionError("the other side has left")),
         *(OSError(number, "x") for number in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EACCES)),
     ],
 )

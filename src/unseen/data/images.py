@@ -101,9 +101,9 @@ def unreadable(path: Path | str, error: Exception) -> ImageError:
 
 def passes(error: Exception) -> bool:
     """Whether an error says nothing about the file that was read."""
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in OF_THE_FILE
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,4 +102,4 @@ def _unseen_classes(
 
 
 def plain(label: Any) -> Any:
-    return label.item() if hasattr(label, "item") else label
+    return label.item() if hasattr(label, "item") and math.prod(label.shape) == 1 else label
