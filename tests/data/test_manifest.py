@@ -134,6 +134,7 @@ def test_selected_rows_keep_their_labels():
     assert chosen.paths == ("b/1.png", "a/1.png")
     assert chosen.labels.tolist() == [1, 0]
     assert chosen.class_names == ("a", "b")
+    assert table().select(table().roles == "test").paths == ("b/1.png",)
 
 
 def test_another_root_is_used_on_another_machine(tmp_path):

@@ -149,9 +149,11 @@ class Manifest:
         """Path of one image."""
         return self.root / self.paths[row]
 
-    def select(self, rows: NDArray[np.int64] | Sequence[int]) -> Manifest:
-        """The manifest of some rows, in that order; labels and class names stay what they are."""
-        rows = np.asarray(rows, dtype=np.int64)
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int]) -> Manifest:
+        """The manifest of some rows, in that order, or of those of a mask `(N,)`; labels and class names stay
+        what they are."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
         return replace(
             self,
             paths=tuple(self.paths[row] for row in rows),
