@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unseen.data.collection import collect
 from unseen.data.manifest import Manifest, ManifestError
 from unseen.data.sources import folder, layout
 
@@ -86,6 +87,15 @@ def test_hidden_folders_of_images_are_no_classes_and_named(
     assert read_folder(root).class_names == ("a", "b")
     [warning] = caplog.messages
     assert "they hold images: .secret. To use" in warning
+
+
+def test_images_in_no_folder_of_a_class_are_counted(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree({"a": 2, "b": 1})
+    (root / "a" / "1.png").rename(root / "loose.png")
+    assert len(collect(root).manifest) == 2
+    [warning] = caplog.messages
+    assert "1 images lie in" in warning
+    assert "'loose.png'" in warning
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there a backslash divides folders")

@@ -242,9 +242,7 @@ def from_folder(root: str | Path, *, unseen_classes: Unseen = None) -> ImageColl
     Raises:
         ManifestError: see `unseen.data.sources.folder.read` and `collect`.
     """
-    is_divided = folder.is_divided(layout.subfolders(layout.require_folder(root)))
-    split = "folders" if is_divided else "order"
-    manifest = folder.read(root, split=split, train_fraction=0.5, seed=0, listed="test")
+    manifest = folder.read(root, split=None, train_fraction=0.5, seed=0, listed="test")
     manifest = divided(manifest, unseen_classes)
     return ImageCollection(manifest, Files(manifest))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from unseen.data.manifest import ROLES, Manifest, ManifestError
@@ -14,7 +13,7 @@ PARTS = {*ROLES, "training", "val", "valid", "validation", "testing"}
 
 
 def read(
-    root: str | os.PathLike[str], *, split: str, train_fraction: float, seed: int, listed: str
+    root: str | os.PathLike[str], *, split: str | None, train_fraction: float, seed: int, listed: str
 ) -> Manifest:
     """Read a class-per-folder tree; classes are in the order of their names.
 
@@ -22,7 +21,7 @@ def read(
         root: folder of class folders.
         split: `order`, `fraction` or the path of a list of class names (see `layout.divide_classes`), or
             `folders`: the tree is already divided, `root/train/<class>` and `root/test/<class>` (or `query`
-            and `gallery`).
+            and `gallery`). `None`: `folders` where it is, else `order`.
         train_fraction: share of the classes that train, for `order` and `fraction`.
         seed: of the draw, for `fraction`.
         listed: whether a list names the `test` or the `train` classes.
@@ -37,9 +36,10 @@ def read(
         raise ManifestError(
             f"data.root='{base}' has no sub-folders. Wanted one folder of images for each class."
         )
-    if split == "folders":
+    divided = len(folders) > 1 and {folder.name.lower() for folder in folders} <= PARTS
+    if split == "folders" or (split is None and divided):
         return _read_divided(base, folders)
-    if is_divided(folders):
+    if divided:
         raise ManifestError(
             f"data.root='{base}' holds the folders {', '.join(folder.name for folder in folders)}: "
             "is it already divided? Then set data.split=folders."
@@ -47,16 +47,10 @@ def read(
     _require_distinct(folders)
     images = {layout.normal(folder.name): _class_images(folder, base) for folder in folders}
     names = sorted(images)
-    roles = dict(
-        zip(names, layout.divide_classes(names, split, train_fraction, seed, listed, base), strict=True)
-    )
+    chosen = layout.divide_classes(names, split or "order", train_fraction, seed, listed, base)
+    roles = dict(zip(names, chosen, strict=True))
     rows = [(path, name, roles[name]) for name in names for path in images[name]]
     return _build(base, rows)
-
-
-def is_divided(folders: Sequence[Path]) -> bool:
-    """Whether folders are the parts of a tree, not its classes."""
-    return len(folders) > 1 and {folder.name.lower() for folder in folders} <= PARTS
 
 
 def _read_divided(base: Path, folders: list[Path]) -> Manifest:

@@ -165,17 +165,19 @@ def find_images(folder: Path, root: Path) -> list[str]:
             inside = [Path(parent, name) for name in sorted(folders) if not _is_hidden(name)]
             starts += [path for path in inside if path.is_symlink() and not _is_around(path, within)]
             folders[:] = [path.name for path in inside]
-            found += [
-                (Path(parent) / name).relative_to(root).as_posix()
-                for name in files
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
-            ]
+            found += [(Path(parent) / name).relative_to(root).as_posix() for name in files if _is_image(name)]
     return sorted(found)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders directly inside, by name; hidden ones that hold images are named in a warning."""
-    found = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.name)
+    """Visible folders directly inside, by name; a warning tells of images beside them and in hidden ones."""
+    entries = sorted(folder.iterdir(), key=lambda path: path.name)
+    found = [path for path in entries if path.is_dir()]
+    if loose := [path.name for path in entries if _is_image(path.name) and path.is_file()]:
+        log.warning(
+            "%d images lie in '%s' itself, not in the folder of a class, and are left out: '%s' …",
+            *(len(loose), folder, loose[0]),
+        )
     hidden = [path for path in found if _is_hidden(path.name)]
     if with_images := [path.name for path in hidden if _has_images(path)]:
         log.warning(
@@ -202,6 +204,11 @@ def _has_images(folder: Path) -> bool:
 def _is_around(folder: Path, place: str) -> bool:
     """Whether a link leads to a folder that holds the place where it lies."""
     return Path(place).is_relative_to(os.path.realpath(folder))
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file of that name is one."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
 
 
 def _is_hidden(name: str) -> bool:
