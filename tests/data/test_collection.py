@@ -373,6 +373,10 @@ def bad(pixels: NDArray[np.uint8], divided_tree: Path) -> dict[str, Callable[[],
         r"Image 1 of 40 .*nan": lambda: collect(with_nan, labels=LABELS),
         r"int64 values go from 0 to 510; wanted 0 … 255": lambda: to_pixels(pixels[0].astype(np.int64) * 2),
         r"shape \(40, 1440\)\. Wanted \(N, H, W, 3\)": lambda: collect(pixels.reshape(40, -1), labels=LABELS),
+        r"uint8 and hold no number above 1.*Give bool": lambda: collect(pixels // 128, labels=LABELS),
+        r"int64 and hold no number above 1": lambda: collect(
+            torch.from_numpy(pixels // 128).long(), labels=LABELS
+        ),
         r"Image 0 of 2 .*it has 201×1 pixels": lambda: collect(np.zeros((2, 1, 201)), labels=[0, 1]),
         r"an image has shape \(20, 24, 2\)": lambda: collect(pixels[..., :2], labels=LABELS),
         r"Labels are missing.*Pass labels=": lambda: collect(pixels),

@@ -115,6 +115,11 @@ def from_arrays(
         raise ImageError(
             f"The images have shape {tuple(images.shape)}. Wanted (N, H, W, 3), (N, 3, H, W) or (N, H, W)."
         )
+    if len(images) and "int" in str(images.dtype) and images.max() == 1:
+        raise ImageError(
+            f"The images are {images.dtype} and hold no number above 1: of 255 that is black. Give bool or "
+            "floating-point numbers where 1 is white."
+        )
     converted = ConvertedImages(images)
     codes, names, known = classes_of(_required(labels, "an array"), len(images), class_names)
     digests = [hashlib.sha256(_stamped(converted[row])).hexdigest() for row in range(len(images))]
