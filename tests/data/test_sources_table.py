@@ -73,6 +73,10 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("path,label,left\na/0.png,x,1\n", "only left of the box"),
         ("path,label,left,top,right,bottom\na/0.png,x,1,1,2.5,3\na/1.png,y,1,1,2,3\n", "whole numbers"),
         (f"path,label,left,top,right,bottom\na/0.png,x,1,1,2,{10**20}\na/1.png,y,1,1,2,3\n", "too large"),
+        (
+            "path,label,left,top,right,bottom\na/0.png,x,1,1,2,2\na/1.png,y,5,2,3,4\n",
+            r"row 2 has the empty box \(5, 2, 3, 4\) \(1 such\).*not width and height",
+        ),
         ("PK\3\4\0\0 an archive", r"images\.csv' is no text. Save a table as CSV"),
         ("", "'path' is missing"),
         ("path,label\na/0.png,x\na/1.png,y\na/0.png,x\n", "rows 1 and 3 are of the same image, 'a/0.png'"),

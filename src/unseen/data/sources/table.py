@@ -178,8 +178,15 @@ def _boxes(table: Path, columns: list[str], rows: list[Row]) -> np.ndarray | Non
     if "left" not in columns:
         return None
     try:
-        return np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
+        boxes = np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ManifestError(
             f"'{table}' has a box that is not four whole numbers of pixels: {error}"
         ) from error
+    empty = np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(axis=1))
+    if len(empty):
+        raise ManifestError(
+            f"'{table}' row {empty[0] + 1} has the empty box {tuple(boxes[empty[0]].tolist())} ({len(empty)} "
+            "such). right and bottom are edges, further than left and top: not width and height."
+        )
+    return boxes
