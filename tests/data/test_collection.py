@@ -282,6 +282,9 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.png"]
     with pytest.raises(ManifestError, match=r"a.png' is given twice"):
         collect(paths, labels=[0, 1, 0])
+    (tmp_path / "link.png").symlink_to(paths[0])
+    with pytest.raises(ManifestError, match=r"a.png' alias '.*link.png' is given twice"):
+        collect([*paths[:2], tmp_path / "link.png"], labels=[0, 1, 0])
 
 
 def test_names_by_label_may_be_of_any_number(pixels: NDArray[np.uint8]) -> None:
@@ -358,7 +361,7 @@ def test_layouts_that_could_be_either_follow_the_type() -> None:
     assert (to_pixels(clear) == 255).all(), "transparent pixels lie on white, as those of files do"
 
 
-def bad(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
+def bad(pixels: NDArray[np.uint8], divided_tree: Path) -> dict[str, Callable[[], object]]:
     normalised = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
     with_nan = pixels.astype(np.float32) / 255
     with_nan[1, 2, 3] = np.nan
@@ -370,11 +373,18 @@ def bad(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
         r"Image 1 of 40 .*nan": lambda: collect(with_nan, labels=LABELS),
         r"int64 values go from 0 to 510; wanted 0 … 255": lambda: to_pixels(pixels[0].astype(np.int64) * 2),
         r"shape \(40, 1440\)\. Wanted \(N, H, W, 3\)": lambda: collect(pixels.reshape(40, -1), labels=LABELS),
+        r"uint8 and hold no number above 1.*Give bool": lambda: collect(pixels // 128, labels=LABELS),
+        r"int64 and hold no number above 1": lambda: collect(
+            torch.from_numpy(pixels // 128).long(), labels=LABELS
+        ),
+        r"Image 0 of 2 .*it has 201×1 pixels": lambda: collect(np.zeros((2, 1, 201)), labels=[0, 1]),
         r"an image has shape \(20, 24, 2\)": lambda: collect(pixels[..., :2], labels=LABELS),
         r"Labels are missing.*Pass labels=": lambda: collect(pixels),
         r"labels has shape \(39,\) for 40 images": lambda: collect(pixels, labels=LABELS[1:]),
         r"labels has shape \(40, 4\)": lambda: collect(pixels, labels=np.eye(4)[LABELS]),
+        r"types Tensor\. Wanted whole": lambda: collect(list(zip(pixels, torch.eye(40), strict=True))),
         r"types float\. Wanted whole numbers or names": lambda: collect(pixels, labels=LABELS * 1.0),
+        r"label of image 1 is empty": lambda: collect(pixels[:2], labels=["ant", ""]),
         r"3 names and none for the label 3": lambda: collect(pixels, labels=LABELS, class_names=NAMES[:3]),
         r"none for the label -1": lambda: collect(pixels, labels=LABELS - 1, class_names=NAMES),
         r"names 'bees', which no image has .*Did you mean 'bee'": lambda: collect(
@@ -391,6 +401,7 @@ def bad(pixels: NDArray[np.uint8]) -> dict[str, Callable[[], object]]:
         r"ndarray where \(image, label\) is wanted\. Pass labels=": lambda: collect(list(pixels)),
         r"got a str where an image is wanted": lambda: collect([("a.png", 0), ("b.png", 1)]),
         r"'nowhere' does not exist": lambda: collect("nowhere"),
+        r"found 'val' in .*Wanted only train": lambda: collect(divided_tree),
         r"labels was given beside a Manifest": lambda: collect(
             collect(Vision(pixels)).manifest, labels=LABELS
         ),
@@ -406,8 +417,10 @@ class IterableColumns:
         raise KeyError(key)
 
 
-def test_what_cannot_work_is_refused_in_words(pixels: NDArray[np.uint8]) -> None:
-    for words, attempt in bad(pixels).items():
+def test_what_cannot_work_is_refused_in_words(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+    for words, attempt in bad(pixels, tmp_path).items():
         with pytest.raises((ManifestError, ImageError, TypeError, ValueError), match=words):
             attempt()
 

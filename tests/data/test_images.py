@@ -13,6 +13,7 @@ from PIL import Image, features
 
 from unseen.data.images import Files, ImageError, PassingError, attempt, in_order, read_image
 from unseen.data.manifest import Manifest
+from unseen.data.pixels import to_pixels
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -60,6 +61,8 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
         pixels = saved(tmp_path / f"{image.mode}.png", image, transparency=key)
         assert pixels[0, 0].tolist() == list(WHITE), image.mode
     assert saved(tmp_path / "palette.png", palette, transparency=1)[0, 1].tolist() == list(RED)
+    deep = saved(tmp_path / "deep.png", grey([[1000, 1001]], "uint16"), transparency=1000)
+    assert deep[0, :, 0].tolist() == [255, 3]
 
 
 def test_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
@@ -108,6 +111,18 @@ def test_images_come_upright(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     pixels = saved(tmp_path / "photo.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
     np.testing.assert_array_equal(pixels, upright)
+    # Pillow turns a TIFF when it is loaded, not when it is opened.
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.tif", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.tif"), upright)
+    with Image.open(tmp_path / "photo.tif") as photo:
+        np.testing.assert_array_equal(to_pixels(photo), upright)
+
+
+def test_a_wrong_tag_beside_the_orientation_does_no_harm(tmp_path: Path) -> None:
+    # A width that is text: two entries of 12 bytes in a directory that starts at byte 8.
+    directory = struct.pack("<HHHIHHHHI4s", 2, 0x0112, 3, 1, 6, 0, 0x0100, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    assert saved(tmp_path / "a.jpg", Image.new("RGB", (16, 8)), exif=exif).shape == (16, 8, 3)
 
 
 def test_a_box_cuts_the_upright_image_and_is_clipped_to_it(tmp_path: Path) -> None:
@@ -120,6 +135,13 @@ def test_a_box_cuts_the_upright_image_and_is_clipped_to_it(tmp_path: Path) -> No
     for empty in ([3, 1, 3, 2], [6, 0, 9, 4], [-5, 0, 0, 4]):
         with pytest.raises(ImageError, match=r"a\.png' has the box .* none of its 6×4 pixels"):
             read_image(tmp_path / "a.png", np.array(empty))
+
+
+def test_a_strip_is_refused_unless_a_box_is_cut_out_of_it(tmp_path: Path) -> None:
+    assert saved(tmp_path / "a.png", Image.new("RGB", (400, 2))).shape == (2, 400, 3)
+    with pytest.raises(ImageError, match=r"b\.png' cannot be read .*it has 1×201 pixels"):
+        saved(tmp_path / "b.png", Image.new("RGB", (1, 201)))
+    assert read_image(tmp_path / "b.png", np.array([0, 5, 1, 9])).shape == (4, 1, 3)
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
@@ -161,7 +183,7 @@ def test_what_is_no_image_is_named_with_a_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        MemoryError(),
+        *(MemoryError(), TimeoutError("timed out"), ConnectionError("the other side has left")),
         *(OSError(number, "x") for number in (errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EACCES)),
     ],
 )

@@ -47,6 +47,19 @@ def test_a_table_that_cannot_be_trusted_is_refused(changes, words):
         table(**changes)
 
 
+def test_one_file_under_two_paths_has_one_role(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "link.png").symlink_to(tmp_path / "a" / "1.png")
+    for path in ("b/../a/1.png", str(tmp_path / "a/1.png"), "linked/1.png", "b/link.png"):
+        for roles in (["train", "train", "test"], ["query", "test", "gallery"]):
+            with pytest.raises(ManifestError, match=rf"Image 'a/1\.png' alias '{path}' is in {roles[0]} and"):
+                table(root=tmp_path, paths=("a/1.png", "b/1.png", path), roles=np.array(roles))
+    assert len(table(root=tmp_path, paths=("b/1.png", "a/1.png", "linked/1.png"), roles=["train"] * 3)) == 3
+
+
 names = st.text(
     st.characters(exclude_characters="\r\n\x00", exclude_categories=["Cs"]), min_size=1, max_size=12
 )
@@ -121,6 +134,7 @@ def test_selected_rows_keep_their_labels():
     assert chosen.paths == ("b/1.png", "a/1.png")
     assert chosen.labels.tolist() == [1, 0]
     assert chosen.class_names == ("a", "b")
+    assert table().select(table().roles == "test").paths == ("b/1.png",)
 
 
 def test_another_root_is_used_on_another_machine(tmp_path):

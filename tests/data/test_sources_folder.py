@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from unseen.data.collection import collect
 from unseen.data.manifest import Manifest, ManifestError
-from unseen.data.sources import folder
+from unseen.data.sources import folder, layout
 
 Tree = Callable[..., Path]
 
@@ -87,6 +89,15 @@ def test_hidden_folders_of_images_are_no_classes_and_named(
     assert "they hold images: .secret. To use" in warning
 
 
+def test_images_in_no_folder_of_a_class_are_counted(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree({"a": 2, "b": 1})
+    (root / "a" / "1.png").rename(root / "loose.png")
+    assert len(collect(root).manifest) == 2
+    [warning] = caplog.messages
+    assert "1 images lie in" in warning
+    assert "'loose.png'" in warning
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there a backslash divides folders")
 def test_a_backslash_in_a_name_stays_one(tree: Tree) -> None:
     root = tree({"a": 1, "b": 1})
@@ -105,6 +116,49 @@ def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> 
     assert read_folder(root).paths == ("a/0.png", "b/1.png")
 
 
+def test_links_that_lead_to_each_other_are_followed_once(tree: Tree) -> None:
+    root = tree({"a": 1, "b": 1, "b/deep": 1})
+    (root / "a" / "x").symlink_to(root / "b", target_is_directory=True)
+    (root / "a" / "z").symlink_to(root / "b", target_is_directory=True)
+    (root / "b" / "y").symlink_to(root / "a", target_is_directory=True)
+    assert layout.find_images(root / "a", root) == ["a/0.png", "a/x/0.png", "a/x/deep/0.png"]
+    assert layout.find_images(root, root) == ["a/0.png", "b/0.png", "b/deep/0.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_unless_it_is_hidden(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree({"a/deep": 1, "a/more": 1, "b": 1, ".bin": 1})
+    closed = {root / ".bin"}
+
+    def scandir(folder: str | Path) -> Any:
+        if Path(folder) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return whole(folder)
+
+    whole = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert read_folder(root).class_names == ("a", "b")
+    closed.add(root / "a" / "deep")
+    with pytest.raises(ManifestError, match=r"deep' cannot be read \(Permission denied\).*permissions"):
+        read_folder(root)
+
+
+def test_an_image_that_a_link_shares_cannot_train_and_test(tree: Tree) -> None:
+    root = tree({"a": 2, "b": 2})
+    (root / "b" / "x").symlink_to(root / "a", target_is_directory=True)
+    with pytest.raises(ManifestError, match=r"'a/0\.png' alias 'b/x/0\.png' is in train and test \(1 more"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(("inside", "split"), [("", "order"), ("test", "folders")])
+def test_two_classes_that_are_one_folder_are_refused(tree: Tree, inside: str, split: str) -> None:
+    root = tree({f"{inside}/b".strip("/"): 2, "train/c": 1})
+    (root / inside / "a").symlink_to(root / inside / "b", target_is_directory=True)
+    with pytest.raises(ManifestError, match=r"'a' and 'b' in .* are one folder by a link"):
+        read_folder(root, split=split)
+
+
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [
@@ -114,6 +168,11 @@ def test_links_to_folders_of_images_are_followed(tree: Tree, tmp_path: Path) -> 
         ({"train/a": 1, "test/b": 1}, {}, "data.split=folders"),
         ({"train/a": 1, "test/a": 2}, {"split": "folders"}, r"'a' is in train and test \(1 and 2 images\)"),
         ({"train/a": 1, "val/b": 1}, {"split": "folders"}, "'val'"),
+        (
+            {"Test/a": 1, "Train/b": 1, "valid/b": 1},
+            {},
+            "the folders Test, Train, valid: is it",
+        ),
         ({"a": 1, "b": 1}, {"split": "nowhere.txt"}, "neither order nor fraction"),
         ({"a": 1, "b": 1}, {"listed": "both"}, "data.listed='both'"),
         ({}, {}, "no sub-folders"),

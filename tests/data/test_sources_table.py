@@ -72,10 +72,17 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
         ("path,label\na/0.png,x\na/9.png,y\n", r"1 of 2 listed images are missing.*'a/9.png'"),
         ("path,label,left\na/0.png,x,1\n", "only left of the box"),
         ("path,label,left,top,right,bottom\na/0.png,x,1,1,2.5,3\na/1.png,y,1,1,2,3\n", "whole numbers"),
+        (f"path,label,left,top,right,bottom\na/0.png,x,1,1,2,{10**20}\na/1.png,y,1,1,2,3\n", "too large"),
+        (
+            "path,label,left,top,right,bottom\na/0.png,x,1,1,2,2\na/1.png,y,5,2,3,4\n",
+            r"row 2 has the empty box \(5, 2, 3, 4\) \(1 such\).*not width and height",
+        ),
+        ("PK\3\4\0\0 an archive", r"images\.csv' is no text. Save a table as CSV"),
         ("", "'path' is missing"),
         ("path,label\na/0.png,x\na/1.png,y\na/0.png,x\n", "rows 1 and 3 are of the same image, 'a/0.png'"),
         ("path,label\na/0.png,x\na/0.png,y\n", "rows 1 and 2 are of the same image"),
         ("path,label\na/0.png,x\n./a//0.png,x\n", "rows 1 and 2 are of the same image"),
+        ("path,label\na/0.png,x\na/../a/0.png,x\n", "the same image, 'a/0.png' alias 'a/../a/0.png'"),
         (
             "path,label,class\na/0.png,0,cat\na/1.png,0,dog\n",
             "row 2 has label '0' and class 'dog'.*earlier row label '0' and class 'cat'",
@@ -92,6 +99,13 @@ def test_boxes_and_super_classes(tree: Tree) -> None:
 def test_refuses(tree: Tree, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_table(tree({"a": 2}), text)
+
+
+def test_a_link_to_an_image_is_that_image(tree: Tree) -> None:
+    root = tree({"a": 1, "b": 1})
+    (root / "b" / "link.png").symlink_to(root / "a" / "0.png")
+    with pytest.raises(ManifestError, match=r"rows 1 and 3 .* image, 'a/0\.png' alias 'b/link\.png'"):
+        read_table(root, "path,label\na/0.png,x\nb/0.png,y\nb/link.png,y\n")
 
 
 def test_a_table_in_another_encoding_is_refused(tree: Tree) -> None:

@@ -27,7 +27,7 @@ from unseen.files import exclusive_lock, replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raise it with every change of the file's layout or of the pixels in it: older files are then made anew."""
 END = b"unseen\r\n"
 """Last bytes of a complete file."""

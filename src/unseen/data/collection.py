@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.utils.data import Subset
 
 from unseen.data.images import Files, ImageError, Images, Pixels
 from unseen.data.labelling import ClassNames, Unseen, classes_of, divided, plain, roles_of
-from unseen.data.manifest import ROLES, Manifest, ManifestError
+from unseen.data.manifest import Manifest, ManifestError, aliases, real_places
 from unseen.data.pixels import ConvertedImages
 from unseen.data.sources import folder, layout, manifest_file, table
 
@@ -115,6 +114,11 @@ def from_arrays(
     if images.ndim not in (3, 4):
         raise ImageError(
             f"The images have shape {tuple(images.shape)}. Wanted (N, H, W, 3), (N, 3, H, W) or (N, H, W)."
+        )
+    if len(images) and "int" in str(images.dtype) and images.max() == 1:
+        raise ImageError(
+            f"The images are {images.dtype} and hold no number above 1: of 255 that is black. Give bool or "
+            "floating-point numbers where 1 is white."
         )
     converted = ConvertedImages(images)
     codes, names, known = classes_of(_required(labels, "an array"), len(images), class_names)
@@ -224,8 +228,13 @@ def from_files(
     """
     codes, names, known = classes_of(_required(labels, "paths"), len(paths), class_names)
     written = [Path(path).expanduser().as_posix() for path in paths]
-    if twice := [path for path, count in Counter(written).items() if count > 1]:
-        raise ManifestError(f"'{twice[0]}' is given twice: it would be its own neighbour. Leave one out.")
+    first: dict[str, str] = {}
+    for path, place in zip(written, real_places(Path.cwd(), written), strict=True):
+        if place in first:
+            raise ManifestError(
+                f"{aliases(first[place], path)} is given twice: it would be its own neighbour. Leave one out."
+            )
+        first[place] = path
     layout.require_images(Path.cwd(), written)
     roles = roles_of(names, known, unseen_classes)
     manifest = _manifest(Path.cwd(), written, codes, names, roles)
@@ -238,10 +247,7 @@ def from_folder(root: str | Path, *, unseen_classes: Unseen = None) -> ImageColl
     Raises:
         ManifestError: see `unseen.data.sources.folder.read` and `collect`.
     """
-    names = {path.name for path in layout.subfolders(layout.require_folder(root))}
-    is_divided = len(names) > 1 and names <= set(ROLES)
-    split = "folders" if is_divided else "order"
-    manifest = folder.read(root, split=split, train_fraction=0.5, seed=0, listed="test")
+    manifest = folder.read(root, split=None, train_fraction=0.5, seed=0, listed="test")
     manifest = divided(manifest, unseen_classes)
     return ImageCollection(manifest, Files(manifest))
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from unseen.data.manifest import Manifest
 
@@ -28,6 +28,20 @@ class ImageError(ValueError):
 class PassingError(ImageError):
     """An image that cannot be read here and now, which says nothing about the file: it is never skipped."""
 
+
+MOST_TIMES = 200
+"""Longer to shorter side: a strip that is resized by its shorter side fills the memory."""
+
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
 
 OF_THE_FILE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -50,14 +64,13 @@ def read_image(path: Path, box: NDArray[np.int64] | None = None) -> Pixels:
         `(H, W, 3)` uint8.
 
     Raises:
-        ImageError: missing, empty, truncated, of no known format, or its box is empty.
+        ImageError: missing, empty, truncated, of no known format, a strip, or its box is empty.
         PassingError: memory or files that may be open run out, the disk fails, or reading is not permitted.
     """
     with opened(path) as image:
-        image.load()
         # A copy, as torch warns of read-only arrays.
-        pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
-    return pixels if box is None else _crop(pixels, box, path)
+        pixels = np.array(to_rgb(upright(image)))
+        return require_shape(pixels if box is None else _crop(pixels, box, path))
 
 
 @contextmanager
@@ -66,6 +79,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken files
         raise unreadable(path, error) from error
 
@@ -86,16 +101,25 @@ def unreadable(path: Path | str, error: Exception) -> ImageError:
 
 def passes(error: Exception) -> bool:
     """Whether an error says nothing about the file that was read."""
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in OF_THE_FILE
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; `ImageOps.exif_transpose` fails if any other tag is wrong."""
+    image.load()  # which turns a TIFF already
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB; see `read_image`."""
     is_transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        white = values == image.info.get("transparency")
+        image = Image.fromarray(np.where(white, 255, values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_eight_bits(np.asarray(image, dtype=np.float64)))
     elif is_transparent:
@@ -112,6 +136,18 @@ def _eight_bits(values: NDArray[np.float64]) -> Pixels:
     brightest = values.max(initial=0)
     scale = 255.0 if brightest <= 1 else 1.0 if brightest <= 255 else 1 / 256
     return (values * scale).clip(0, 255).astype(np.uint8)
+
+
+def require_shape(pixels: Pixels) -> Pixels:
+    """An image `(H, W, 3)`, if it is no strip.
+
+    Raises:
+        ValueError: it has no pixel, or a side is more than `MOST_TIMES` times the other.
+    """
+    height, width = pixels.shape[:2]
+    if height * width == 0 or max(height, width) > MOST_TIMES * min(height, width):
+        raise ValueError(f"it has {width}×{height} pixels; a side may be {MOST_TIMES} times the other")
+    return pixels
 
 
 def cut(pixels: Pixels, box: Iterable[int]) -> Pixels:

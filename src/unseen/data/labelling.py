@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ def classes_of(
     if kinds not in ({int}, {str}):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ManifestError(f"labels are of the types {found}. Wanted whole numbers or names, not both.")
+    if "" in values:
+        raise ManifestError(f"The label of image {values.index('')} is empty. Name every image's class.")
     occurring = sorted(set(values))
     names = tuple(layout.normal(_name(label, class_names)) for label in occurring)
     position = {label: code for code, label in enumerate(occurring)}
@@ -99,4 +102,4 @@ def _unseen_classes(
 
 
 def plain(label: Any) -> Any:
-    return label.item() if hasattr(label, "item") else label
+    return label.item() if hasattr(label, "item") and math.prod(label.shape) == 1 else label

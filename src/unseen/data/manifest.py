@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,7 +45,8 @@ class Manifest:
 
     Raises:
         ManifestError: lengths differ, a label or role is unknown, a class name repeats or is no text, a class
-            or an image is both in training and in test, or the manifest is empty.
+            is both in training and in test, an image has two roles (also by another spelling of its path, or
+            by a link), or the manifest is empty.
     """
 
     root: Path
@@ -113,7 +116,7 @@ class Manifest:
         is_train = self.roles == "train"
         both = np.intersect1d(self.labels[is_train], self.labels[~is_train])
         if both.size == 0:
-            self._check_images_disjoint(is_train)
+            self._check_images_disjoint()
             return
         label = int(both[0])
         train, test = (int((self.labels[rows] == label).sum()) for rows in (is_train, ~is_train))
@@ -123,26 +126,34 @@ class Manifest:
             "Splits must be class-disjoint: rename it, or choose the split by classes."
         )
 
-    def _check_images_disjoint(self, is_train: NDArray[np.bool_]) -> None:
-        """By its boxes a picture may give objects to training and to test; the same object would leak."""
+    def _check_images_disjoint(self) -> None:
+        """By its boxes a picture may give objects to training and to test; the same object would leak, and a
+        query that is in the gallery would find itself."""
+        if len(set(self.roles.tolist())) < 2:
+            return
         boxes = [None] * len(self) if self.boxes is None else map(tuple, self.boxes.tolist())
-        images = list(zip(self.paths, boxes, strict=True))
-        trained = {image for image, trains in zip(images, is_train, strict=True) if trains}
-        both = [row for row in np.flatnonzero(~is_train) if images[row] in trained]
+        first: dict[Any, int] = {}
+        places = zip(real_places(self.root, self.paths), boxes, strict=True)
+        pairs = [(first.setdefault(place, row), row) for row, place in enumerate(places)]
+        both = [pair for pair in pairs if self.roles[pair[0]] != self.roles[pair[1]]]
         if both:
+            one, other = sorted(both[0], key=lambda row: ROLES.index(self.roles[row]))
             more = f" ({len(both) - 1} more such images)" if len(both) > 1 else ""
             raise ManifestError(
-                f"Image '{self.paths[both[0]]}' is in train and test{more}. Remove one of its rows, or give "
-                "each row the box of its own object."
+                f"Image {aliases(self.paths[one], self.paths[other])} is in {self.roles[one]} and "
+                f"{self.roles[other]}{more}. Remove one of its rows, or give each row the box of its own "
+                "object."
             )
 
     def absolute(self, row: int) -> Path:
         """Path of one image."""
         return self.root / self.paths[row]
 
-    def select(self, rows: NDArray[np.int64] | Sequence[int]) -> Manifest:
-        """The manifest of some rows, in that order; labels and class names stay what they are."""
-        rows = np.asarray(rows, dtype=np.int64)
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int]) -> Manifest:
+        """The manifest of some rows, in that order, or of those of a mask `(N,)`; labels and class names stay
+        what they are."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
         return replace(
             self,
             paths=tuple(self.paths[row] for row in rows),
@@ -204,6 +215,32 @@ class Manifest:
                 "Read an edited table with data=csv instead."
             )
         return manifest
+
+
+def real_places(root: Path, paths: Iterable[str]) -> list[str]:
+    """Where files lie in truth: the same for every spelling of a path and every link to it."""
+    real = functools.cache(os.path.realpath)
+    links = functools.cache(_links)
+    places = []
+    for path in paths:
+        folder, name = os.path.split(os.path.join(root, path))
+        place = os.path.join(real(folder), name)
+        places.append(os.path.realpath(place) if name in links(folder) else place)
+    return places
+
+
+def aliases(*paths: str) -> str:
+    """The paths of one file, in words."""
+    return " alias ".join(f"'{path}'" for path in dict.fromkeys(paths))
+
+
+def _links(folder: str) -> set[str]:
+    """Listed at once: to ask for each file takes twice as long, to resolve each ten times."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:  # there is no such folder, as for images in memory
+        return set()
 
 
 def _from_rows(rows: list[dict[str, Any]], root: Path) -> Manifest:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from unseen.data.images import ImageError, PassingError, Pixels, passes, to_rgb
+from unseen.data.images import ImageError, PassingError, Pixels, passes, require_shape, to_rgb, upright
 
 
 class ConvertedImages:
@@ -64,11 +64,11 @@ def to_pixels(image: Any) -> Pixels:
     if isinstance(image, Mapping) and (image.get("bytes") or image.get("path")):
         image = Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"])
     if isinstance(image, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(image)))
+        return require_shape(np.array(to_rgb(upright(image))))
     if isinstance(image, torch.Tensor):
-        return _from_array(image.detach().cpu().numpy(), channels_first=True)
+        return require_shape(_from_array(image.detach().cpu().numpy(), channels_first=True))
     if isinstance(image, np.ndarray):
-        return _from_array(image, channels_first=False)
+        return require_shape(_from_array(image, channels_first=False))
     raise TypeError(f"got a {type(image).__name__} where an image is wanted: Pillow's, an array or a tensor")
 
 

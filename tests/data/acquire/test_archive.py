@@ -7,6 +7,7 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -60,6 +61,11 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == members
 
 
+def test_a_zip_may_be_divided_as_windows_divides(tmp_path: Path) -> None:
+    unpack(make_zip(tmp_path / "x.zip", {"images\\": b"", "images\\1.jpg": b"1"}), tmp_path / "out")
+    assert files(tmp_path / "out") == {"images/1.jpg": b"1"}
+
+
 @pytest.mark.parametrize("suffix", ["zip", "tgz"])
 def test_what_unpacks_to_so_much_more_that_it_would_fill_the_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -82,6 +88,36 @@ def test_keeps_what_lies_there_and_replaces_files_of_the_same_name(tmp_path: Pat
     (out / "images" / "a b.jpg").write_bytes(b"old")
     unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
     assert files(out) == CONTENT | {"images/own.jpg": b"mine"}
+
+
+@pytest.mark.parametrize("in_the_way", ["list.txt/own.jpg", "images/deep"])
+def test_what_is_in_the_way_of_one_member_keeps_all_from_being_moved(tmp_path: Path, in_the_way: str) -> None:
+    out = tmp_path / "out"
+    for name in ("images/a b.jpg", in_the_way):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    before = files(out)
+    with pytest.raises(ArchiveError, match=r"is a (file|folder) where the archive has a (folder|file)\."):
+        unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
+    assert files(out) == before
+
+
+def test_what_cannot_be_moved_takes_all_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "a b.jpg").write_bytes(b"mine")
+
+    def replace(source: Path, target: Path) -> None:
+        if target == out / "list.txt":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        whole(source, target)
+
+    whole = os.replace
+    monkeypatch.setattr(archive.os, "replace", replace)
+    with pytest.raises(ArchiveError, match=r"Could not unpack .*cross-device"):
+        unpack(make_zip(tmp_path / "x.zip", CONTENT), out)
+    assert files(out) == {"images/a b.jpg": b"mine"}
+    assert [path.name for path in out.iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize(

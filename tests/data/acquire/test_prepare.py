@@ -212,6 +212,22 @@ def test_again_checks_what_is_there_and_archives_may_go(
     assert (tmp_path / "root" / "imagelabels.mat").exists()
 
 
+def test_again_fetches_anew_what_has_no_checksum(
+    replica_archives: Callable[[str], Path], serve: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    archives = replica_archives("cars")
+    url, asked = serve(archives)
+    config = configuration("cars", tmp_path / "root")
+    file = RemoteFile("CARS196.zip", url=f"{url}/CARS196.zip")
+    run(config, [file])
+    kept = tmp_path / "root" / file.name
+    kept.write_bytes(b"an older version")
+    run(config, [file], again=True)
+    assert len(asked) == 2
+    assert kept.read_bytes() == (archives / file.name).read_bytes()
+    run(config, [replace(file, url=None)], again=True)
+
+
 def test_files_without_an_address_are_all_named_with_their_places(
     replica_archives: Callable[[str], Path], tmp_path: Path
 ) -> None:

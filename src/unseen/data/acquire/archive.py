@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -64,8 +65,9 @@ def require_end(opened: tarfile.TarFile) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack into `folder`, beside what is there already; only files of the same name are replaced.
 
-    All members are written to a hidden folder beside their place first, and moved when every one is whole.
-    Only files and folders are accepted, and no permission or owner is taken over.
+    All members are written to a hidden folder beside their place first, and moved when every one is whole;
+    where one cannot be moved, all are moved back. Only files and folders are accepted, and no permission or
+    owner is taken over.
 
     Args:
         archive: `.zip` or (compressed) `.tar`.
@@ -74,17 +76,21 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ArchiveError: a member's path is absolute or climbs out, a member is a link or a device, the archive
             is broken, encrypted or of another kind, it unpacks to so much more than it is that it is meant to
-            fill the disk, or the disk is full.
+            fill the disk, a folder is there where it has a file or the other way round, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
+    members, replaced = unpacked / "members", unpacked / "replaced"
     try:
+        members.mkdir()
         left = max(MODEST, MOST_TIMES * archive.stat().st_size)
         for name, open_member in _members(archive):
-            left -= _write(unpacked / _safe(name, archive), open_member, left)
+            left -= _write(members / _safe(name, archive), open_member, left)
             if left < 0:
                 raise _bomb(archive)
-        _move_into(unpacked, folder)
+        with ExitStack() as undo:
+            _move_into(folder, members, replaced, undo)
+            undo.pop_all()
     except BROKEN as error:
         raise ArchiveError(
             f"'{archive}' is broken or incomplete ({error}). Remove it and get it again."
@@ -126,7 +132,8 @@ def _zip_members(archive: Path) -> Iterator[Member]:
             kind = entry.external_attr >> 16 & 0o170000
             if kind not in (0, 0o040000, 0o100000):
                 raise _unsafe(archive, entry.filename, "is a link or a device")
-            yield entry.filename, None if entry.is_dir() else partial(opened.open, entry)
+            is_folder = entry.filename.endswith(("/", "\\"))  # some programs on Windows write the latter
+            yield entry.filename, None if is_folder else partial(opened.open, entry)
 
 
 def _tar_members(archive: Path) -> Iterator[Member]:
@@ -183,13 +190,27 @@ def _write(path: Path, open_member: Callable[[], IO[bytes]] | None, most: int) -
     return written
 
 
-def _move_into(source: Path, folder: Path) -> None:
+def _move_into(folder: Path, source: Path, replaced: Path, undo: ExitStack) -> None:
+    replaced.mkdir()
     for path in sorted(source.iterdir()):
         place = folder / path.name
         if path.is_dir() and place.is_dir():
-            _move_into(path, place)
-        else:
-            os.replace(path, place)
+            _move_into(place, path, replaced / path.name, undo)
+            continue
+        if os.path.lexists(place):
+            if path.is_dir() or place.is_dir():
+                kinds = ("a file", "a folder")
+                raise FileExistsError(
+                    f"'{place}' is {kinds[place.is_dir()]} where the archive has {kinds[path.is_dir()]}. "
+                    "Move it elsewhere. Nothing was unpacked."
+                )
+            _move(place, replaced / path.name, undo)
+        _move(path, place, undo)
+
+
+def _move(path: Path, place: Path, undo: ExitStack) -> None:
+    os.replace(path, place)
+    undo.callback(os.replace, place, path)
 
 
 def _disk_message(error: OSError, archive: Path, folder: Path) -> str:

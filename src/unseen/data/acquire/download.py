@@ -65,6 +65,11 @@ class RemoteFile:
             if Path(place).is_absolute() or ".." in Path(place).parts:
                 raise DownloadError(f"'{place}' lies outside the folder of the data, where files belong.")
 
+    @property
+    def has_checksum(self) -> bool:
+        """Whether a file on disk can be told from any other."""
+        return self.md5 is not None or self.sha256 is not None
+
 
 def fetch(
     file: RemoteFile,
@@ -74,6 +79,7 @@ def fetch(
     attempts: int,
     pause: float,
     progress: Progress = lambda done, total: None,
+    again: bool = False,
 ) -> Path:
     """Download `file` into `folder` and check it; a file that is already there is only checked.
 
@@ -84,13 +90,14 @@ def fetch(
         attempts: connections to try in all; each continues where the last one ended.
         pause: seconds before the second attempt; doubled before each later one.
         progress: is told how far it is.
+        again: fetch it even if it is there; that one stays until the new one is whole.
 
     Raises:
         DownloadError: the address is not valid, the server refuses, gives something else, breaks off or
             stalls in every attempt, the disk is full, or length or checksum are not the published ones.
     """
     target = folder / file.name
-    if target.exists():
+    if target.exists() and not again:
         _check(target, file, "Remove it, or replace it with the published file.")
         return target
     if file.url is None:

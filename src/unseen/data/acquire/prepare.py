@@ -45,7 +45,7 @@ def prepare(
         timeout: see `fetch`.
         attempts: see `fetch`.
         pause: see `fetch`.
-        again: fetch and unpack even if it can be read.
+        again: fetch and unpack even if it can be read; a file whose checksum fits need not be fetched.
         keep_archives: whether archives stay after they were unpacked.
         console: where progress is shown; `None` is standard error.
 
@@ -68,7 +68,7 @@ def prepare(
         _require_space(root, files)
         with _progress(console) as bar:
             for file in files:
-                target = _fetch(file, root, page, bar, timeout, attempts, pause)
+                target = _fetch(file, root, page, bar, timeout, attempts, pause, again)
                 if is_archive(file.name):
                     task = bar.add_task(f"unpack {file.name}", total=None)
                     unpack(target, root / file.into)
@@ -129,10 +129,17 @@ def _require_space(root: Path, files: Sequence[RemoteFile]) -> None:
 
 
 def _fetch(
-    file: RemoteFile, root: Path, page: str, bar: Progress, timeout: float, attempts: int, pause: float
+    file: RemoteFile,
+    root: Path,
+    page: str,
+    bar: Progress,
+    timeout: float,
+    attempts: int,
+    pause: float,
+    again: bool,
 ) -> Path:
     place = _place(file, root)
-    if file.md5 is None and file.sha256 is None:
+    if not file.has_checksum:
         bar.console.print(f"{file.name} is unchecked: no checksum of it is published.", markup=False)
     task = bar.add_task(file.name, total=file.bytes)
     try:
@@ -143,6 +150,7 @@ def _fetch(
             attempts=attempts,
             pause=pause,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            again=again and file.url is not None and not file.has_checksum,
         )
     except DownloadError as error:
         raise DownloadError(f"{error}\nBy hand: {page} has it; put it at '{place}'.") from error

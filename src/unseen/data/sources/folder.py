@@ -8,9 +8,12 @@ from pathlib import Path
 from unseen.data.manifest import ROLES, Manifest, ManifestError
 from unseen.data.sources import layout
 
+PARTS = {*ROLES, "training", "val", "valid", "validation", "testing"}
+"""Folders that divide a tree, under our names and those that others use."""
+
 
 def read(
-    root: str | os.PathLike[str], *, split: str, train_fraction: float, seed: int, listed: str
+    root: str | os.PathLike[str], *, split: str | None, train_fraction: float, seed: int, listed: str
 ) -> Manifest:
     """Read a class-per-folder tree; classes are in the order of their names.
 
@@ -18,14 +21,14 @@ def read(
         root: folder of class folders.
         split: `order`, `fraction` or the path of a list of class names (see `layout.divide_classes`), or
             `folders`: the tree is already divided, `root/train/<class>` and `root/test/<class>` (or `query`
-            and `gallery`).
+            and `gallery`). `None`: `folders` where it is, else `order`.
         train_fraction: share of the classes that train, for `order` and `fraction`.
         seed: of the draw, for `fraction`.
         listed: whether a list names the `test` or the `train` classes.
 
     Raises:
         ManifestError: the root is missing, a class folder has no image, two have the same name in
-            different spellings, a class trains and tests, or the split cannot be made.
+            different spellings or are one by a link, a class trains and tests, or the split cannot be made.
     """
     base = layout.require_folder(root)
     folders = layout.subfolders(base)
@@ -33,10 +36,10 @@ def read(
         raise ManifestError(
             f"data.root='{base}' has no sub-folders. Wanted one folder of images for each class."
         )
-    divided = {folder.name for folder in folders} <= set(ROLES)
-    if split == "folders":
+    divided = len(folders) > 1 and {folder.name.lower() for folder in folders} <= PARTS
+    if split == "folders" or (split is None and divided):
         return _read_divided(base, folders)
-    if divided and len(folders) > 1:
+    if divided:
         raise ManifestError(
             f"data.root='{base}' holds the folders {', '.join(folder.name for folder in folders)}: "
             "is it already divided? Then set data.split=folders."
@@ -44,9 +47,8 @@ def read(
     _require_distinct(folders)
     images = {layout.normal(folder.name): _class_images(folder, base) for folder in folders}
     names = sorted(images)
-    roles = dict(
-        zip(names, layout.divide_classes(names, split, train_fraction, seed, listed, base), strict=True)
-    )
+    chosen = layout.divide_classes(names, split or "order", train_fraction, seed, listed, base)
+    roles = dict(zip(names, chosen, strict=True))
     rows = [(path, name, roles[name]) for name in names for path in images[name]]
     return _build(base, rows)
 
@@ -58,17 +60,21 @@ def _read_divided(base: Path, folders: list[Path]) -> Manifest:
             f"data.split=folders found '{strange[0]}' in '{base}'. Wanted only {', '.join(ROLES)}: "
             "rename it, or move it elsewhere."
         )
-    rows = [
-        (path, layout.normal(folder.name), role.name)
-        for role in folders
-        for folder in layout.subfolders(role)
-        for path in _class_images(folder, base)
-    ]
+    rows = []
+    for role in folders:
+        classes = layout.subfolders(role)
+        _require_distinct(classes)
+        rows += [
+            (path, layout.normal(folder.name), role.name)
+            for folder in classes
+            for path in _class_images(folder, base)
+        ]
     return _build(base, rows)
 
 
 def _require_distinct(folders: list[Path]) -> None:
     spelt: dict[str, Path] = {}
+    placed: dict[str, Path] = {}
     for folder in folders:
         other = spelt.setdefault(layout.normal(folder.name), folder)
         if other != folder:
@@ -76,6 +82,12 @@ def _require_distinct(folders: list[Path]) -> None:
             raise ManifestError(
                 f"Class folders {other.name!a} and {folder.name!a} in '{folder.parent}' differ only in how "
                 "an accented letter is composed. Move their images into one, or rename one."
+            )
+        other = placed.setdefault(os.path.realpath(folder), folder)
+        if other != folder:
+            raise ManifestError(
+                f"Class folders '{other.name}' and '{folder.name}' in '{folder.parent}' are one folder by a "
+                "link: an image has one class. Remove the link."
             )
 
 

@@ -137,7 +137,7 @@ def read(
 
 def _check_own(root: Path) -> None:
     """Refuse a folder of something else, such as images of the user's that were meant to be trained on."""
-    ours = re.compile(r"[0-9a-f]{16}(\.lock)?|\.drawing-.*")
+    ours = re.compile(r"[0-9a-f]{16}(\.lock)?|\..*")  # the system may hide files in any folder
     strange = [path.name for path in root.iterdir() if not ours.fullmatch(path.name)] if root.is_dir() else []
     if strange:
         raise ManifestError(

@@ -20,7 +20,10 @@ from unseen.data.manifest import ROLES, Manifest, ManifestError
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
 )
 
 
@@ -144,27 +147,39 @@ def find_images(folder: Path, root: Path) -> list[str]:
     """Images anywhere under `folder`: POSIX paths relative to `root`, in an order that no platform changes.
 
     Hidden files (such as the `._x.jpg` that macOS leaves in archives) are not images. Links to folders are
-    followed, but for one to a folder that it lies in.
+    followed, but for one to a folder that it lies in; a folder to which several ways lead is found once, by
+    the way without a link if there is one.
+
+    Raises:
+        ManifestError: a folder cannot be read.
     """
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        within = os.path.realpath(parent)
-        folders[:] = [
-            name for name in folders if not _is_hidden(name) and not _is_around(Path(parent, name), within)
-        ]
-        found += [
-            (Path(parent) / name).relative_to(root).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
-        ]
+    found, visited = [], set()
+    starts = [folder]
+    for start in starts:  # links join it, so that each is followed after all that is none
+        for parent, folders, files in os.walk(start, onerror=_refuse):  # by default it passes over them
+            within = os.path.realpath(parent)
+            if within in visited:
+                folders.clear()
+                continue
+            visited.add(within)
+            inside = [Path(parent, name) for name in sorted(folders) if not _is_hidden(name)]
+            starts += [path for path in inside if path.is_symlink() and not _is_around(path, within)]
+            folders[:] = [path.name for path in inside]
+            found += [(Path(parent) / name).relative_to(root).as_posix() for name in files if _is_image(name)]
     return sorted(found)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders directly inside, by name; hidden ones that hold images are named in a warning."""
-    found = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.name)
+    """Visible folders directly inside, by name; a warning tells of images beside them and in hidden ones."""
+    entries = sorted(folder.iterdir(), key=lambda path: path.name)
+    found = [path for path in entries if path.is_dir()]
+    if loose := [path.name for path in entries if _is_image(path.name) and path.is_file()]:
+        log.warning(
+            "%d images lie in '%s' itself, not in the folder of a class, and are left out: '%s' …",
+            *(len(loose), folder, loose[0]),
+        )
     hidden = [path for path in found if _is_hidden(path.name)]
-    if with_images := [path.name for path in hidden if find_images(path, path)]:
+    if with_images := [path.name for path in hidden if _has_images(path)]:
         log.warning(
             "Hidden folders of '%s' are no classes, though they hold images: %s. To use one, rename it.",
             *(folder, ", ".join(with_images)),
@@ -172,9 +187,28 @@ def subfolders(folder: Path) -> list[Path]:
     return [path for path in found if path not in hidden]
 
 
+def _refuse(error: OSError) -> None:
+    raise ManifestError(
+        f"Folder '{error.filename}' cannot be read ({error.strerror}), so its images would be missing. "
+        "Change its permissions, or move it elsewhere."
+    ) from error
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return bool(find_images(folder, folder))
+    except ManifestError:  # the system's own, such as those of a bin
+        return False
+
+
 def _is_around(folder: Path, place: str) -> bool:
     """Whether a link leads to a folder that holds the place where it lies."""
-    return folder.is_symlink() and Path(place).is_relative_to(os.path.realpath(folder))
+    return Path(place).is_relative_to(os.path.realpath(folder))
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file of that name is one."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
 
 
 def _is_hidden(name: str) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from unseen.data.manifest import COLUMNS, ROLES, Manifest, ManifestError
+from unseen.data.manifest import COLUMNS, ROLES, Manifest, ManifestError, aliases, real_places
 from unseen.data.sources import layout
 
 Row = dict[str, str]
@@ -52,7 +52,8 @@ def read(
     classes = [layout.normal(row["class"] if "class" in columns else row["label"]) for row in rows]
     labels = [layout.normal(row["label"]) for row in rows]
     _check_names(table, labels, classes)
-    _check_repeated(table, rows)
+    paths = [row["path"].replace("\\", "/") for row in rows]  # of a table that was made on Windows
+    _check_repeated(table, rows, real_places(base, paths))
     class_names = _ordered(classes, labels)
     if split is None and "role" in columns:
         roles = [row["role"] for row in rows]
@@ -62,7 +63,7 @@ def read(
         roles = [role_of[name] for name in classes]
     return layout.build(
         base,
-        [row["path"].replace("\\", "/") for row in rows],  # of a table that was made on Windows
+        paths,
         classes,
         roles,
         class_names,
@@ -72,8 +73,14 @@ def read(
 
 
 def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
-    if table.open("rb").read(2) in UTF_16:
+    with table.open("rb") as stream:
+        start = stream.read(1024)
+    if start.startswith(UTF_16):
         raise ManifestError(f"'{table}' is UTF-16 text. Save it as UTF-8 (in a spreadsheet: CSV UTF-8).")
+    if b"\0" in start:
+        raise ManifestError(
+            f"'{table}' is no text. Save a table as CSV (UTF-8); unpack an archive, and name its folder."
+        )
     # Paths may hold any bytes; names of classes may not (see `Manifest`).
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         # A saved manifest opens with a line of comment.
@@ -148,15 +155,15 @@ def _check_names(table: Path, labels: list[str], classes: list[str]) -> None:
                 )
 
 
-def _check_repeated(table: Path, rows: list[Row]) -> None:
+def _check_repeated(table: Path, rows: list[Row], places: list[str]) -> None:
     """An image that stands twice is its own neighbour; by boxes it may hold several objects."""
     first: dict[tuple[str, ...], int] = {}
-    for number, row in enumerate(rows, start=1):
-        place = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
+    for number, (row, place) in enumerate(zip(rows, places, strict=True), start=1):
         earlier = first.setdefault((place, *(row.get(edge, "") for edge in BOX)), number)
         if earlier != number:
+            names = aliases(rows[earlier - 1]["path"], row["path"])
             raise ManifestError(
-                f"'{table}' rows {earlier} and {number} are of the same image, '{row['path']}'. Remove one."
+                f"'{table}' rows {earlier} and {number} are of the same image, {names}. Remove one."
             )
 
 
@@ -171,8 +178,15 @@ def _boxes(table: Path, columns: list[str], rows: list[Row]) -> np.ndarray | Non
     if "left" not in columns:
         return None
     try:
-        return np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
-    except ValueError as error:
+        boxes = np.array([[int(row[edge]) for edge in BOX] for row in rows], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
         raise ManifestError(
             f"'{table}' has a box that is not four whole numbers of pixels: {error}"
         ) from error
+    empty = np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(axis=1))
+    if len(empty):
+        raise ManifestError(
+            f"'{table}' row {empty[0] + 1} has the empty box {tuple(boxes[empty[0]].tolist())} ({len(empty)} "
+            "such). right and bottom are edges, further than left and top: not width and height."
+        )
+    return boxes
