@@ -152,7 +152,7 @@ def test_projection_of_two_points_is_refused():
 
 def test_map_colours_as_many_classes_as_asked(tmp_path):
     points = np.random.default_rng(0).normal(size=(200, 2))
-    labels = np.arange(200) % 40
+    labels = np.arange(200) % 40 + 60  # those of test classes stand behind the training classes
     asked = []
 
     def image_of(position):
@@ -160,7 +160,7 @@ def test_map_colours_as_many_classes_as_asked(tmp_path):
         return plain(90)
 
     embedding_map(
-        tmp_path / "map.png", points, labels, [f"$c_{i}" for i in range(40)], image_of, max_classes=6
+        tmp_path / "map.png", points, labels, [f"$c_{i}" for i in range(100)], image_of, max_classes=6
     )
     pixels = pixels_of(tmp_path / "map.png")
     assert len(set(labels[asked])) == len(asked) == 6

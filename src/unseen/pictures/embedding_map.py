@@ -42,17 +42,17 @@ def choose_images(labels: NDArray[np.int64], at_most: int = 2000) -> NDArray[np.
     share = max(1, at_most // min(len(present), FEWEST_CLASSES))
     taken = np.minimum(sizes, share)
     kept = bisect_right(
-        range(len(present)), at_most, key=lambda last: taken[_evenly(present, last + 1)].sum()
+        range(len(present)), at_most, key=lambda last: taken[_spread(len(present), last + 1)].sum()
     )
-    while taken[_evenly(present, kept)].sum() > at_most:  # more classes may be smaller ones
+    while taken[_spread(len(present), kept)].sum() > at_most:  # more classes may be smaller ones
         kept -= 1
-    chosen = [np.flatnonzero(labels == label)[:share] for label in present[_evenly(present, kept)]]
+    chosen = [np.flatnonzero(labels == label)[:share] for label in present[_spread(len(present), kept)]]
     return np.sort(np.concatenate(chosen))
 
 
-def _evenly(values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Positions of `count` of the values."""
-    return np.linspace(0, len(values) - 1, count).round().astype(np.int64)
+def _spread(most: int, count: int) -> NDArray[np.int64]:
+    """`(count,)` of 0 … most − 1, evenly."""
+    return np.linspace(0, most - 1, count).round().astype(np.int64)
 
 
 def project(embeddings: NDArray[np.floating], seed: int = 0) -> NDArray[np.float64]:
@@ -105,7 +105,7 @@ def embedding_map(
     """
     points, labels = np.asarray(points), np.asarray(labels)
     present = np.unique(labels)
-    colored = _evenly(present, min(max_classes, len(present)))
+    colored = present[_spread(len(present), min(max_classes, len(present)))]
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_axes((MARGIN / WIDTH, 0.02, 1 - 2 * MARGIN / WIDTH, 0.91))
     axes.set_axis_off()
