@@ -27,6 +27,7 @@ from unseen.nn.adversary import (
     AdversarialAttention,
     AdversarialVirtualClasses,
     Auxiliary,
+    ComplementaryEvidence,
     Confusion,
     CosineHead,
     Erasure,
@@ -63,6 +64,8 @@ FORMS = {
     "chance": partial(EvidenceMasking, share=0.3, evidence=of_chance),
     "another": partial(EvidenceMasking, share=0.3, evidence=of_other_class),
     "size": partial(EvidenceMasking, share=0.3, evidence=of_size),
+    "complementary": partial(ComplementaryEvidence, share=0.3, evidence=of_class, **PLAIN),
+    "complementary_chance": partial(ComplementaryEvidence, share=0.3, evidence=of_chance, **PLAIN),
     "taps": partial(TapMasking, evidence=of_class),
     "any_tap": partial(TapMasking, evidence=of_chance),
     "energy": partial(ProjectionConfusion, normalized=True),
@@ -167,6 +170,8 @@ def test_the_head_does_not_see_the_length_of_features():
         ("attention", {"sees": "embedding"}, "'embedding'.*'fused'"),
         ("masking", {"share": 1.0}, r"share=1\.0"),
         ("masking", {"sees": "embedding"}, "'embedding'.*'fused'"),
+        ("complementary", {"share": 0.0}, r"share=0\.0"),
+        ("complementary", {"sees": "embedding"}, "'embedding'.*'fused'"),
         ("shared", {"clusters": 1}, "clusters=1"),
         ("shared", {"momentum": 1.0}, r"momentum=1\.0"),
         ("shared", {"uniformity": -1.0}, r"uniformity=-1\.0"),
@@ -402,6 +407,23 @@ def clearest(head, features, label):
     leaf = features.detach()[None].requires_grad_()
     [gradient] = torch.autograd.grad(head(leaf)[0, label], leaf)
     return set((leaf * gradient)[0].topk(round(0.3 * FUSED)).indices.tolist())
+
+
+def test_complementary_evidence_descends_the_cross_entropy_without_the_clearest_channels():
+    adversary, model = made("complementary"), embedder()
+    batch = batch_of(model)
+    features = batch.embedded.fused.features
+    [metric_gradient] = torch.autograd.grad(batch.metric_loss, features, retain_graph=True)
+    struck_at = adversary.strike(batch, features, 0.4)
+    [found] = torch.autograd.grad(struck_at, features)
+    kept = torch.ones(IMAGES, FUSED)
+    for image in range(IMAGES):
+        kept[image, list(clearest(adversary.head, features[image], labels()[image]))] = 0
+    leaf = features.detach().requires_grad_()
+    [wanted] = torch.autograd.grad(functional.cross_entropy(adversary.head(leaf * kept), labels()), leaf)
+    wanted *= 0.4 * metric_gradient.norm() / wanted.norm()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+    assert struck_at.item() == 0
 
 
 def test_the_closest_control_takes_the_evidence_for_another_class_at_the_images_own_features():

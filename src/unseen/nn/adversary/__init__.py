@@ -4,6 +4,7 @@
 """
 
 from unseen.nn.adversary.attention import AdversarialAttention
+from unseen.nn.adversary.complementary import ComplementaryEvidence
 from unseen.nn.adversary.contract import (
     AdversaryInput,
     AdversaryOutput,
@@ -26,6 +27,7 @@ __all__ = [
     "AdversaryOutput",
     "Auxiliary",
     "ClassAdversary",
+    "ComplementaryEvidence",
     "Confusion",
     "CosineHead",
     "Erasure",

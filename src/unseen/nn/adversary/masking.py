@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unseen.nn.adversary.contract import AdversaryInput
+from unseen.nn.adversary.contract import AdversaryInput, ClassAdversary
 from unseen.nn.adversary.spoiling import SpoilingAdversary
 
 
@@ -48,6 +48,34 @@ def of_chance(features: Tensor, labels: Tensor, contribution: Contribution) -> T
     return torch.rand_like(features)
 
 
+def contributions(adversary: ClassAdversary, features: Tensor) -> Contribution:
+    """Those of features `(B, D)` to the logits of an adversary's head, as it is now."""
+
+    def of(classes: Tensor) -> Tensor:
+        chosen = classes.unsqueeze(1)
+        gradient = adversary.gradient(lambda logits: logits.gather(1, chosen).sum(), features)
+        return features.detach() * gradient
+
+    return of
+
+
+def without_strongest(evidence: Tensor, share: float) -> Tensor:
+    """1 for what is kept, 0 for the share of the channels with most evidence in each image, `(B, D)`."""
+    count = max(1, round(share * evidence.shape[1]))
+    return torch.ones_like(evidence).scatter(1, evidence.topk(count, dim=1).indices, 0.0)
+
+
+def checked_share(share: float) -> float:
+    """A share of the channels to silence.
+
+    Raises:
+        ValueError: it is outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: wanted a share of the channels in (0, 1).")
+    return share
+
+
 class _Masking(SpoilingAdversary):
     """Embeds features of which the adversary has silenced a part.
 
@@ -68,13 +96,7 @@ class _Masking(SpoilingAdversary):
 
     def spoiled(self, batch: AdversaryInput, features: Tensor) -> Tensor:
         """The embedding of features whose clearest evidence is gone."""
-        constant = features.detach()
-
-        def contribution(classes: Tensor) -> Tensor:
-            chosen = classes.unsqueeze(1)
-            return constant * self.gradient(lambda logits: logits.gather(1, chosen).sum(), features)
-
-        evidence = self.evidence(constant, batch.labels, contribution)
+        evidence = self.evidence(features.detach(), batch.labels, contributions(self, features))
         return batch.embedder.embed_features(features * self.kept(batch, evidence))
 
     @abstractmethod
@@ -96,14 +118,11 @@ class EvidenceMasking(_Masking):
 
     def __init__(self, in_features: int, num_classes: int, *, share: float, **settings: Any) -> None:
         super().__init__(in_features, num_classes, **settings)
-        if not 0 < share < 1:
-            raise ValueError(f"share={share}: wanted a share of the channels in (0, 1).")
-        self.share = share
+        self.share = checked_share(share)
 
     def kept(self, batch: AdversaryInput, evidence: Tensor) -> Tensor:
         """All but the channels with most evidence."""
-        count = max(1, round(self.share * evidence.shape[1]))
-        return torch.ones_like(evidence).scatter(1, evidence.topk(count, dim=1).indices, 0.0)
+        return without_strongest(evidence, self.share)
 
 
 class TapMasking(_Masking):
