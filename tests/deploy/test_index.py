@@ -181,6 +181,28 @@ def test_what_was_removed_is_not_in_the_way_of_what_was_not(gallery, kind):
     assert share_found(found, gallery.search(queries, 10)) > 0.9
 
 
+def test_what_is_left_of_many_is_found_as_well_as_what_was_indexed(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6100, 32)).astype(np.float32)
+    gallery = Gallery.create(tmp_path / "gallery", "bundle", 32)
+    names = [str(row) for row in range(6000)]
+    gallery.append(vectors[:6000], {"path": names, "label": names, "modified": names})
+    measured = build_index(gallery, COMPRESSED, recall=0.95, k=10)
+    gallery.remove(np.random.default_rng(1).permutation(6000)[:4800].tolist())
+    indexed, queries = searchable(gallery), torch.from_numpy(vectors[6000:])
+    assert isinstance(indexed, IndexedGallery)
+    for k in (1, 10):
+        found = indexed.search(queries, k)
+        assert share_found(found, gallery.search(queries, k)) > measured.recall - 0.01
+
+
+@pytest.mark.parametrize("kind", [GRAPH, COMPRESSED])
+def test_who_asks_for_fewer_than_it_was_measured_for_gets_the_first_of_them(gallery, kind):
+    build_index(gallery, kind, recall=0.9, k=50)
+    indexed, queries = searchable(gallery), torch.from_numpy(clustered(200, seed=3))
+    first = indexed.search(queries, 50).ids[:, :5]
+    np.testing.assert_array_equal(indexed.search(queries, 5).ids, first)
+
+
 def test_two_galleries_of_one_server_are_not_mixed_up(gallery, tmp_path, monkeypatch):
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
     monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)

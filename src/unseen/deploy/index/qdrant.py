@@ -112,6 +112,10 @@ class QdrantIndex:
             # Qdrant's own end of a client that nobody closed comes too late, and complains.
             weakref.finalize(self, self.client.close)
 
+    @property
+    def size(self) -> int:
+        return int(self.client.count(self.collection).count)
+
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
         models = _qdrant().models
         parameters = models.SearchParams(hnsw_ef=max(k, 16 * effort)) if self.approximate else None
