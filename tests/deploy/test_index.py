@@ -1,6 +1,8 @@
 """An index finds what it says it finds, decides exactly, and knows of what came and went."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -137,7 +139,7 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
 def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, tmp_path, monkeypatch):
     """Against Qdrant's mode without a server: one store for all builds, as a server is."""
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder, is_own: client)
     client.create_collection("tests.other", vectors_config={})  # of somebody else
 
     def names():
@@ -168,6 +170,54 @@ def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, 
     [second] = names()
     assert second != first
     assert client.collection_exists("tests.other")
+
+
+@pytest.fixture
+def refusing_server():
+    """Its address, and the keys of the requests that it refused."""
+    keys = []
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers.get("api-key"))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", keys
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+@pytest.mark.filterwarnings("ignore:Failed to obtain server version")
+def test_a_gallery_of_somebody_else_gets_no_key(gallery, monkeypatch, refusing_server):
+    pytest.importorskip("qdrant_client")
+    (url, keys), mine = refusing_server, "a key of mine"
+    monkeypatch.setenv("QDRANT_API_KEY", mine)
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    with pytest.raises(ConnectionError, match=r"401.* does it want a key \(QDRANT_API_KEY\)"):
+        build_index(gallery, {**QDRANT, "url": url}, recall=0.9, k=10)
+    assert set(keys) == {mine}, "who builds gives the address himself"
+
+    build_index(gallery, GRAPH, recall=0.9, k=10)
+    description = gallery.folder / "index" / "index.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps({**content, "kind": {**QDRANT, "url": url}}))
+    for named, sent in ((None, None), (f"{url}.evil.example", None), (f"{url}/", mine)):
+        keys.clear()
+        if named:
+            monkeypatch.setenv("QDRANT_URL", named)
+        remedy = "does it want a key" if sent else f"set QDRANT_URL={url}, so that QDRANT_API_KEY is sent"
+        with pytest.raises(ValueError, match=remedy):
+            searchable(gallery)
+        assert set(keys) == {sent}
 
 
 @ALL
@@ -205,7 +255,7 @@ def test_who_asks_for_fewer_than_it_was_measured_for_gets_the_first_of_them(gall
 
 def test_two_galleries_of_one_server_are_not_mixed_up(gallery, tmp_path, monkeypatch):
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder, is_own: client)
     build_index(gallery, QDRANT, recall=0.9, k=10)
     other = Gallery.create(tmp_path / "other", "bundle", 32)
     add(other, 500, seed=5)
