@@ -173,6 +173,17 @@ def test_memory_that_runs_out_says_nothing_of_an_image_in_a_tar_file(photos, tmp
         read_place(place)
 
 
+def write_tar(path, images, others):
+    """All images of a folder, and other members by name."""
+    with tarfile.open(path, "w") as archive:
+        for image in sorted(images.iterdir()):
+            archive.add(image, image.name)
+        for name, content in others.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
 def write_table(path, columns, rows):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -211,6 +222,16 @@ def test_columns_with_the_names_of_the_gallerys_own_hide_none(colours, photos, t
     assert gallery.ids.tolist() == [0, 1, 2]
     assert gallery.column("given_id").tolist() == ["7"] * 3
     assert gallery.row(1)["given_rank"] == "9"
+
+
+def test_a_path_in_a_sample_does_not_rewrite_the_gallery_each_time(colours, photos, tmp_path):
+    write_tar(tmp_path / "shard.tar", photos / "bee", {"0.json": b'{"label": "bee", "path": "raw/0.png"}'})
+    for _ in range(2):
+        embed(colours(), tmp_path / "shard.tar", tmp_path / "gallery")
+        gallery = Gallery.open(tmp_path / "gallery")
+        assert gallery.ids.tolist() == [0, 1, 2, 3]
+        assert gallery.row(0)["path"] == f"{tmp_path}/shard.tar::0.png"
+        assert gallery.column("given_path").tolist() == ["raw/0.png", "", "", ""]
 
 
 def test_a_file_name_that_is_no_text_is_listed_as_unreadable(colours, photos, tmp_path):

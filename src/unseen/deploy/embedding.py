@@ -20,7 +20,7 @@ from unseen.files import refusing_lock, replacing
 SEGMENT = 2048
 """Images, or a batch more, that are saved at a time: what a crash can lose."""
 UNREADABLE = "unreadable.csv"
-TAKEN = ("id", "query", "rank", "similarity", MODIFIED)
+TAKEN = ("id", "query", "rank", "similarity", PATH, MODIFIED)
 """Names that a gallery or a search gives columns of its own."""
 Progress = Callable[[int], None]
 Texts = dict[str, NDArray[np.object_]]
