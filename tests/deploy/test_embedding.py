@@ -57,6 +57,29 @@ def test_what_is_new_or_has_changed_is_embedded_and_what_is_broken_is_listed(col
     assert not (tmp_path / "gallery" / "unreadable.csv").exists()
 
 
+def test_what_was_unreadable_elsewhere_stays_listed_while_it_is_there(colours, photos, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    write_tar(others / "shard.tar", photos / "owl", {})
+    broken, within = str(photos / "owl" / "broken.png"), f"{others}/shard.tar::broken.png"
+
+    def listed(source):
+        embed(colours(), source, tmp_path / "gallery")
+        path = tmp_path / "gallery" / "unreadable.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [row["path"] for row in csv.DictReader(file)]
+
+    assert listed(photos) == [broken]
+    assert listed(others) == [broken, within]
+    assert listed(photos / "bee") == [broken, within]
+    write_tar(others / "shard.tar", photos / "fly", {})
+    assert listed(others) == [broken]
+    (photos / "owl" / "broken.png").unlink()
+    assert listed(photos / "bee") == []
+
+
 def test_after_a_crash_it_goes_on_and_ends_with_the_same(colours, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "SEGMENT", 4)
     embed(colours(), photos, tmp_path / "whole")
