@@ -171,6 +171,48 @@ def test_tar_files_as_webdataset_writes_them(colours, photos, tmp_path):
         list_images(shards / "1.tar")
 
 
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_links_within_a_tar_file_are_followed(photos, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(photos / "bee" / "0.png", "./a/0.png")
+        archive.add(photos / "bee" / "1.png", "./b/1.png")
+        archive.addfile(link("./a/0.png", "./a/0.png", tarfile.LNKTYPE))  # packed twice
+        archive.addfile(link("./a/hard.png", "./a/0.png", tarfile.LNKTYPE))
+        archive.addfile(link("./a/soft.png", "../b/1.png"))
+        archive.addfile(link("./b/far.png", "../a/soft.png"))
+        archive.addfile(link("./README", "/etc/passwd"))
+    listing = list_images(tmp_path / "shard.tar")
+    names = ["./a/0.png", "./b/1.png", "./a/hard.png", "./a/soft.png", "./b/far.png"]
+    assert listing.places == [f"{tmp_path}/shard.tar::{name}" for name in names]
+    for place, of in zip(listing.places, (0, 1, 0, 1, 1), strict=True):
+        np.testing.assert_array_equal(read_place(place), read_image(photos / "bee" / f"{of}.png"))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../photos/bee/0.png", "nothing.png", "1.png", "."])
+@pytest.mark.parametrize("name", ["1.png", "1.cls"])
+def test_links_that_lead_out_of_a_tar_file_are_refused(photos, tmp_path, name, target):
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(photos / "bee" / "0.png", "0.png")
+        archive.addfile(link(name, target))
+        archive.addfile(link("1.png", "1.png"))
+    words = f"its member '{name}' is a link to .* which is no file in the archive. Pack it again"
+    with pytest.raises(ValueError, match=words):
+        list_images(tmp_path / "shard.tar")
+
+
+def test_what_macos_leaves_in_a_tar_file_is_no_image(photos, tmp_path):
+    left = {"._0.png": b"?", "./owl/._1.png": b"?", "__MACOSX/owl/1.png": b"?", "._0.cls": b"?"}
+    write_tar(tmp_path / "shard.tar", photos / "bee", left)
+    listing = list_images(tmp_path / "shard.tar")
+    assert listing.places == [f"{tmp_path}/shard.tar::{index}.png" for index in range(4)]
+    assert listing.columns == {"label": [""] * 4}
+
+
 def test_no_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no such folder or file"):
         list_images(tmp_path / "nowhere")
