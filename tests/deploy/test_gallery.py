@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,47 @@ def test_any_sequence_of_changes_leaves_what_a_dictionary_would_hold(tmp_path_fa
     assert gallery.column("path").tolist() == [wanted[id][0] for id in sorted(wanted)]
     for id, vector in zip(gallery.ids, gallery.embeddings, strict=True):
         np.testing.assert_array_equal(vector, wanted[int(id)][1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda gallery: gallery.append(vectors(1), columns(["z"])), id="append"),
+        pytest.param(Gallery.compact, id="compact"),
+        pytest.param(lambda gallery: gallery.remove([0]), id="remove"),
+    ],
+)
+def test_a_power_cut_at_any_moment_leaves_what_the_description_names(gallery, monkeypatch, change):
+    """On a disk that keeps of files and of folders what it was told to keep, and nothing else for sure."""
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+    names = {path.name: path.stat().st_ino for path in gallery.folder.iterdir()}
+    files = {*names.values()}
+    folder = gallery.folder.stat().st_ino
+
+    def keep(descriptor):
+        fsync(descriptor)
+        files.add(os.fstat(descriptor).st_ino)
+        if folder in files:
+            files.remove(folder)
+            names.clear()
+            names.update({path.name: path.stat().st_ino for path in gallery.folder.iterdir()})
+
+    def describe(source, target):
+        replace(source, target)
+        if Path(target).name == "gallery.json":
+            segments = json.loads(Path(target).read_text())["segments"]
+            needed = [names.get(f"{name}{kind}") for name in segments for kind in (".npy", ".parquet")]
+            assert files >= {os.stat(target).st_ino, *needed}
+
+    def remove(path, missing_ok=False):
+        if path.name[0] != ".":
+            assert names["gallery.json"] == (gallery.folder / "gallery.json").stat().st_ino
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", keep)
+    monkeypatch.setattr(os, "replace", describe)
+    monkeypatch.setattr(Path, "unlink", remove)
+    change(gallery)
 
 
 def change_forever(folder, ready):

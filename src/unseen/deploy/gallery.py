@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen.deploy.listing import LABEL, Where, matching, pyarrow
-from unseen.files import refusing_lock, replacing
+from unseen.files import refusing_lock, replacing, sync
 from unseen.retrieval import search
 
 FORMAT = 1
@@ -347,7 +347,13 @@ class Gallery:
                 self._become(written)
             state = {**self._state, "changes": self._state["changes"] + 1}
             yield state
+            # Disks write in any order: after a power cut the description must not name what is not there.
+            for name in {*state["segments"]} - {*self._state["segments"]}:
+                sync(self.folder / f"{name}.npy")
+                sync(self._table(name))
+            sync(self.folder)
             self._write(state)
+            sync(self.folder)
             self._become(state)
             self._sweep()
 
