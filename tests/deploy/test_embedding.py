@@ -435,6 +435,22 @@ def test_a_class_says_more_of_the_label_than_a_caption(photos, order):
     assert list_images(photos / "shard.tar").columns == {"label": ["7"], "shop": ["?x"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("0.json", b'{"\\ud800": "x"}', {"label": "", "?": "x"}),
+        ("0.json", b"[" * 100_000, {"label": ""}),
+        ("0.json", '\ufeff{"label": "e\u0301"}'.encode(), {"label": "\u00e9"}),
+        ("0.cls", "\ufeffe\u0301\r\n".encode(), {"label": "\u00e9"}),
+    ],
+)
+def test_what_a_sample_says_is_taken_as_far_as_it_can_be(colours, photos, tmp_path, name, content, columns):
+    write_tar(tmp_path / "shard.tar", photos / "bee", {name: content})
+    embed(colours(), tmp_path / "shard.tar", tmp_path / "gallery")
+    row = Gallery.open(tmp_path / "gallery").row(0)
+    assert {key: row[key] for key in columns} == columns
+
+
 def test_a_tar_file_that_was_cut_or_damaged_is_not_taken_for_a_whole_one(photos):
     path = photos.parent / "shard.tar"
     with tarfile.open(path, "w") as archive:

@@ -211,7 +211,8 @@ def _of_archives(archives: list[Path]) -> Listing:
             places.append(place)
             known.append(facts)
     names = dict.fromkeys([LABEL, *(name for facts in known for name in facts)])
-    return Listing(places, {name: [facts.get(name, "") for facts in known] for name in names})
+    columns = {name: [facts.get(name, "") for facts in known] for name in names}
+    return Listing(places, columns | {LABEL: list(map(normal, columns[LABEL]))})
 
 
 def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -234,20 +235,20 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _facts(kind: str, content: bytes) -> dict[str, str]:
-    text = content.decode("utf-8", errors="replace").strip()
+    text = content.decode("utf-8-sig", errors="replace").strip()
     if kind != "json":
         return {LABEL: text}
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     plain = values.items() if isinstance(values, dict) else ()
-    # JSON may hold halves of letters, which no table can.
-    return {
-        str(name): str(value).encode(errors="replace").decode()
-        for name, value in plain
-        if isinstance(value, str | int | float)
-    }
+    return {_text(name): _text(value) for name, value in plain if isinstance(value, str | int | float)}
+
+
+def _text(value: str | int | float) -> str:
+    """JSON may hold halves of letters, which no table can."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _members(archive: Path) -> dict[str, tuple[int, int]]:
