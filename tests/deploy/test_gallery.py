@@ -256,3 +256,27 @@ def test_what_cannot_be_compared_is_refused(gallery, tmp_path):
     next(gallery.folder.glob("*.parquet")).unlink()
     with pytest.raises(ValueError, match="a part cannot be read"):
         Gallery.open(gallery.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000002.npy", b""),
+        ("000002.npy", b"\x93NUMPY"),
+        ("000002.parquet", b""),
+        ("gallery.json", b"[" * 100_000),
+        ("gallery.json", b'{"format": 1, "bundle": "bundle", "size": null}'),
+        ("gallery.json", b'{"format": 1, "bundle": "bundle", "size": 4, "segments": null}'),
+    ],
+)
+def test_a_file_that_is_broken_is_named(gallery, name, content):
+    (gallery.folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"a part cannot be read|is not the description of a gallery"):
+        Gallery.open(gallery.folder)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3, 5), (12,)])
+def test_embeddings_of_another_number_or_size_than_the_table_says_are_refused(gallery, shape):
+    np.save(gallery.folder / "000002.npy", np.ones(shape, np.float32))
+    with pytest.raises(ValueError, match=r"a part cannot be read \(000002.npy holds .*, not \(3, 4\)\)"):
+        Gallery.open(gallery.folder)

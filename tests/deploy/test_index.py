@@ -130,6 +130,15 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
     description.write_text(json.dumps({**content, "kind": {"_target_": "os.system", "command": "true"}}))
     with pytest.raises(ValueError, match=r"index of gallery .* cannot be used .*'os.system'"):
         searchable(gallery)
+    for broken in (
+        "[]",
+        "null",
+        json.dumps({**content, "kind": "x"}),
+        json.dumps({**content, "known": None}),
+    ):
+        description.write_text(broken)
+        with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
+            searchable(gallery)
     description.write_text(json.dumps(content))
     (description.parent / "index.faiss").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
@@ -195,29 +204,33 @@ def refusing_server():
         server.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
-@pytest.mark.filterwarnings("ignore:Failed to obtain server version")
-def test_a_gallery_of_somebody_else_gets_no_key(gallery, monkeypatch, refusing_server):
+@pytest.mark.filterwarnings("ignore:Api key is used", "ignore:Failed to obtain server version")
+def test_who_builds_an_index_sends_the_key_to_the_server_that_he_names(gallery, monkeypatch, refusing_server):
     pytest.importorskip("qdrant_client")
-    (url, keys), mine = refusing_server, "a key of mine"
-    monkeypatch.setenv("QDRANT_API_KEY", mine)
-    monkeypatch.delenv("QDRANT_URL", raising=False)
+    url, keys = refusing_server
+    monkeypatch.setenv("QDRANT_API_KEY", "mine")
     with pytest.raises(ConnectionError, match=r"401.* does it want a key \(QDRANT_API_KEY\)"):
         build_index(gallery, {**QDRANT, "url": url}, recall=0.9, k=10)
-    assert set(keys) == {mine}, "who builds gives the address himself"
+    assert set(keys) == {"mine"}
 
+
+@pytest.mark.parametrize(
+    ("named", "sent"), [("", None), ("{url}.evil.example", None), ("{url}", "mine"), ("{url}/", "mine")]
+)
+@pytest.mark.filterwarnings("ignore:Api key is used", "ignore:Failed to obtain server version")
+def test_a_gallery_of_somebody_else_gets_no_key(gallery, monkeypatch, refusing_server, named, sent):
+    pytest.importorskip("qdrant_client")
+    url, keys = refusing_server
     build_index(gallery, GRAPH, recall=0.9, k=10)
     description = gallery.folder / "index" / "index.json"
     content = json.loads(description.read_text())
     description.write_text(json.dumps({**content, "kind": {**QDRANT, "url": url}}))
-    for named, sent in ((None, None), (f"{url}.evil.example", None), (f"{url}/", mine)):
-        keys.clear()
-        if named:
-            monkeypatch.setenv("QDRANT_URL", named)
-        remedy = "does it want a key" if sent else f"set QDRANT_URL={url}, so that QDRANT_API_KEY is sent"
-        with pytest.raises(ValueError, match=remedy):
-            searchable(gallery)
-        assert set(keys) == {sent}
+    monkeypatch.setenv("QDRANT_API_KEY", "mine")
+    monkeypatch.setenv("QDRANT_URL", named.format(url=url))
+    remedy = "does it want a key" if sent else f"set QDRANT_URL={url}, so that QDRANT_API_KEY is sent"
+    with pytest.raises(ValueError, match=remedy):
+        searchable(gallery)
+    assert set(keys) == {sent}
 
 
 @ALL

@@ -172,7 +172,7 @@ def searchable(gallery: Gallery) -> Gallery | IndexedGallery:
         return IndexedGallery(
             gallery, index, int(content["known"]), int(measured["effort"]), int(measured["k"]) + 1
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The index of gallery '{gallery.folder}' cannot be used ({error}). Make it again: "
             f"unseen index gallery={gallery.folder} index=…"
