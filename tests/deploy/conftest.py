@@ -5,6 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+import unseen
+from unseen.data.transforms import resized_center
+from unseen.deploy.model import Model
+
 
 class Colours:
     """Embeds an image by its mean colour; as fast as it is simple."""
@@ -26,6 +30,15 @@ class Colours:
 @pytest.fixture
 def colours():
     return Colours
+
+
+@pytest.fixture
+def network():
+    """A real model that nobody trained."""
+    torch.manual_seed(0)
+    embedder = unseen.embedder("resnet10", weights="none", image_size=32, fusion="attention", size=8)
+    embedder.readout = None
+    return Model(embedder.requires_grad_(False).eval(), resized_center(32, 1.0), {"bundle": "b" * 64})
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import unseen
 from unseen.config.build import build
 from unseen.config.command_line import load_config
 from unseen.config.export import export
+from unseen.deploy.bundle import _content_hash
 from unseen.deploy.model import images_of
 from unseen.deploy.parts import made
 from unseen.evaluation.embed import embed
@@ -138,6 +139,15 @@ def test_what_is_missing_or_of_another_form_is_named(bundle, tmp_path):
 def test_a_description_cannot_call_anything_else(target):
     with pytest.raises(ValueError, match="parts of unseen and torchvision alone"):
         made({"nested": [{"_target_": target, "command": "true"}]})
+
+
+def test_a_bundle_reads_no_files_but_its_own(bundle, coloured_tree, tmp_path):
+    other = copied(bundle, tmp_path / "other")
+    content = json.loads((other / "bundle.json").read_text())
+    content["parts"]["backbone"]["options"] = {"checkpoint_path": str(tmp_path / "somewhere.pth")}
+    (other / "bundle.json").write_text(json.dumps({**content, "hash": _content_hash(content)}))
+    wanted = unseen.load(bundle).embed(coloured_tree)
+    assert torch.equal(unseen.load(other).embed(coloured_tree), wanted)
 
 
 def test_a_bundle_never_takes_the_place_of_something(bundle, finished):

@@ -57,6 +57,29 @@ def test_what_is_new_or_has_changed_is_embedded_and_what_is_broken_is_listed(col
     assert not (tmp_path / "gallery" / "unreadable.csv").exists()
 
 
+def test_what_was_unreadable_elsewhere_stays_listed_while_it_is_there(colours, photos, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    write_tar(others / "shard.tar", photos / "owl", {})
+    broken, within = str(photos / "owl" / "broken.png"), f"{others}/shard.tar::broken.png"
+
+    def listed(source):
+        embed(colours(), source, tmp_path / "gallery")
+        path = tmp_path / "gallery" / "unreadable.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [row["path"] for row in csv.DictReader(file)]
+
+    assert listed(photos) == [broken]
+    assert listed(others) == [broken, within]
+    assert listed(photos / "bee") == [broken, within]
+    write_tar(others / "shard.tar", photos / "fly", {})
+    assert listed(others) == [broken]
+    (photos / "owl" / "broken.png").unlink()
+    assert listed(photos / "bee") == []
+
+
 def test_after_a_crash_it_goes_on_and_ends_with_the_same(colours, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "SEGMENT", 4)
     embed(colours(), photos, tmp_path / "whole")
@@ -148,6 +171,48 @@ def test_tar_files_as_webdataset_writes_them(colours, photos, tmp_path):
         list_images(shards / "1.tar")
 
 
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_links_within_a_tar_file_are_followed(photos, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(photos / "bee" / "0.png", "./a/0.png")
+        archive.add(photos / "bee" / "1.png", "./b/1.png")
+        archive.addfile(link("./a/0.png", "./a/0.png", tarfile.LNKTYPE))  # packed twice
+        archive.addfile(link("./a/hard.png", "./a/0.png", tarfile.LNKTYPE))
+        archive.addfile(link("./a/soft.png", "../b/1.png"))
+        archive.addfile(link("./b/far.png", "../a/soft.png"))
+        archive.addfile(link("./README", "/etc/passwd"))
+    listing = list_images(tmp_path / "shard.tar")
+    names = ["./a/0.png", "./b/1.png", "./a/hard.png", "./a/soft.png", "./b/far.png"]
+    assert listing.places == [f"{tmp_path}/shard.tar::{name}" for name in names]
+    for place, of in zip(listing.places, (0, 1, 0, 1, 1), strict=True):
+        np.testing.assert_array_equal(read_place(place), read_image(photos / "bee" / f"{of}.png"))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../photos/bee/0.png", "nothing.png", "1.png", "."])
+@pytest.mark.parametrize("name", ["1.png", "1.cls"])
+def test_links_that_lead_out_of_a_tar_file_are_refused(photos, tmp_path, name, target):
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(photos / "bee" / "0.png", "0.png")
+        archive.addfile(link(name, target))
+        archive.addfile(link("1.png", "1.png"))
+    words = f"its member '{name}' is a link to .* which is no file in the archive. Pack it again"
+    with pytest.raises(ValueError, match=words):
+        list_images(tmp_path / "shard.tar")
+
+
+def test_what_macos_leaves_in_a_tar_file_is_no_image(photos, tmp_path):
+    left = {"._0.png": b"?", "./owl/._1.png": b"?", "__MACOSX/owl/1.png": b"?", "._0.cls": b"?"}
+    write_tar(tmp_path / "shard.tar", photos / "bee", left)
+    listing = list_images(tmp_path / "shard.tar")
+    assert listing.places == [f"{tmp_path}/shard.tar::{index}.png" for index in range(4)]
+    assert listing.columns == {"label": [""] * 4}
+
+
 def test_no_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no such folder or file"):
         list_images(tmp_path / "nowhere")
@@ -171,6 +236,17 @@ def test_memory_that_runs_out_says_nothing_of_an_image_in_a_tar_file(photos, tmp
     monkeypatch.setattr("unseen.deploy.listing.to_pixels", lambda image: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(PassingError, match="The cause is this machine"):
         read_place(place)
+
+
+def write_tar(path, images, others):
+    """All images of a folder, and other members by name."""
+    with tarfile.open(path, "w") as archive:
+        for image in sorted(images.iterdir()):
+            archive.add(image, image.name)
+        for name, content in others.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
 
 
 def write_table(path, columns, rows):
@@ -211,6 +287,16 @@ def test_columns_with_the_names_of_the_gallerys_own_hide_none(colours, photos, t
     assert gallery.ids.tolist() == [0, 1, 2]
     assert gallery.column("given_id").tolist() == ["7"] * 3
     assert gallery.row(1)["given_rank"] == "9"
+
+
+def test_a_path_in_a_sample_does_not_rewrite_the_gallery_each_time(colours, photos, tmp_path):
+    write_tar(tmp_path / "shard.tar", photos / "bee", {"0.json": b'{"label": "bee", "path": "raw/0.png"}'})
+    for _ in range(2):
+        embed(colours(), tmp_path / "shard.tar", tmp_path / "gallery")
+        gallery = Gallery.open(tmp_path / "gallery")
+        assert gallery.ids.tolist() == [0, 1, 2, 3]
+        assert gallery.row(0)["path"] == f"{tmp_path}/shard.tar::0.png"
+        assert gallery.column("given_path").tolist() == ["raw/0.png", "", "", ""]
 
 
 def test_a_file_name_that_is_no_text_is_listed_as_unreadable(colours, photos, tmp_path):
@@ -347,6 +433,22 @@ def test_a_class_says_more_of_the_label_than_a_caption(photos, order):
             info.size = len(said[kind])
             archive.addfile(info, io.BytesIO(said[kind].encode()))
     assert list_images(photos / "shard.tar").columns == {"label": ["7"], "shop": ["?x"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("0.json", b'{"\\ud800": "x"}', {"label": "", "?": "x"}),
+        ("0.json", b"[" * 100_000, {"label": ""}),
+        ("0.json", '\ufeff{"label": "e\u0301"}'.encode(), {"label": "\u00e9"}),
+        ("0.cls", "\ufeffe\u0301\r\n".encode(), {"label": "\u00e9"}),
+    ],
+)
+def test_what_a_sample_says_is_taken_as_far_as_it_can_be(colours, photos, tmp_path, name, content, columns):
+    write_tar(tmp_path / "shard.tar", photos / "bee", {name: content})
+    embed(colours(), tmp_path / "shard.tar", tmp_path / "gallery")
+    row = Gallery.open(tmp_path / "gallery").row(0)
+    assert {key: row[key] for key in columns} == columns
 
 
 def test_a_tar_file_that_was_cut_or_damaged_is_not_taken_for_a_whole_one(photos):

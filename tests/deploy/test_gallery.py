@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,47 @@ def test_any_sequence_of_changes_leaves_what_a_dictionary_would_hold(tmp_path_fa
     assert gallery.column("path").tolist() == [wanted[id][0] for id in sorted(wanted)]
     for id, vector in zip(gallery.ids, gallery.embeddings, strict=True):
         np.testing.assert_array_equal(vector, wanted[int(id)][1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda gallery: gallery.append(vectors(1), columns(["z"])), id="append"),
+        pytest.param(Gallery.compact, id="compact"),
+        pytest.param(lambda gallery: gallery.remove([0]), id="remove"),
+    ],
+)
+def test_a_power_cut_at_any_moment_leaves_what_the_description_names(gallery, monkeypatch, change):
+    """On a disk that keeps of files and of folders what it was told to keep, and nothing else for sure."""
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+    names = {path.name: path.stat().st_ino for path in gallery.folder.iterdir()}
+    files = {*names.values()}
+    folder = gallery.folder.stat().st_ino
+
+    def keep(descriptor):
+        fsync(descriptor)
+        files.add(os.fstat(descriptor).st_ino)
+        if folder in files:
+            files.remove(folder)
+            names.clear()
+            names.update({path.name: path.stat().st_ino for path in gallery.folder.iterdir()})
+
+    def describe(source, target):
+        replace(source, target)
+        if Path(target).name == "gallery.json":
+            segments = json.loads(Path(target).read_text())["segments"]
+            needed = [names.get(f"{name}{kind}") for name in segments for kind in (".npy", ".parquet")]
+            assert files >= {os.stat(target).st_ino, *needed}
+
+    def remove(path, missing_ok=False):
+        if path.name[0] != ".":
+            assert names["gallery.json"] == (gallery.folder / "gallery.json").stat().st_ino
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", keep)
+    monkeypatch.setattr(os, "replace", describe)
+    monkeypatch.setattr(Path, "unlink", remove)
+    change(gallery)
 
 
 def change_forever(folder, ready):
@@ -213,4 +255,28 @@ def test_what_cannot_be_compared_is_refused(gallery, tmp_path):
     description.write_text(json.dumps(state))
     next(gallery.folder.glob("*.parquet")).unlink()
     with pytest.raises(ValueError, match="a part cannot be read"):
+        Gallery.open(gallery.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000002.npy", b""),
+        ("000002.npy", b"\x93NUMPY"),
+        ("000002.parquet", b""),
+        ("gallery.json", b"[" * 100_000),
+        ("gallery.json", b'{"format": 1, "bundle": "bundle", "size": null}'),
+        ("gallery.json", b'{"format": 1, "bundle": "bundle", "size": 4, "segments": null}'),
+    ],
+)
+def test_a_file_that_is_broken_is_named(gallery, name, content):
+    (gallery.folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"a part cannot be read|is not the description of a gallery"):
+        Gallery.open(gallery.folder)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3, 5), (12,)])
+def test_embeddings_of_another_number_or_size_than_the_table_says_are_refused(gallery, shape):
+    np.save(gallery.folder / "000002.npy", np.ones(shape, np.float32))
+    with pytest.raises(ValueError, match=r"a part cannot be read \(000002.npy holds .*, not \(3, 4\)\)"):
         Gallery.open(gallery.folder)

@@ -1,6 +1,8 @@
 """An index finds what it says it finds, decides exactly, and knows of what came and went."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -128,6 +130,15 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
     description.write_text(json.dumps({**content, "kind": {"_target_": "os.system", "command": "true"}}))
     with pytest.raises(ValueError, match=r"index of gallery .* cannot be used .*'os.system'"):
         searchable(gallery)
+    for broken in (
+        "[]",
+        "null",
+        json.dumps({**content, "kind": "x"}),
+        json.dumps({**content, "known": None}),
+    ):
+        description.write_text(broken)
+        with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
+            searchable(gallery)
     description.write_text(json.dumps(content))
     (description.parent / "index.faiss").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):
@@ -137,7 +148,7 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
 def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, tmp_path, monkeypatch):
     """Against Qdrant's mode without a server: one store for all builds, as a server is."""
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder, is_own: client)
     client.create_collection("tests.other", vectors_config={})  # of somebody else
 
     def names():
@@ -170,6 +181,58 @@ def test_a_server_has_the_former_collection_until_the_new_one_is_whole(gallery, 
     assert client.collection_exists("tests.other")
 
 
+@pytest.fixture
+def refusing_server():
+    """Its address, and the keys of the requests that it refused."""
+    keys = []
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers.get("api-key"))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", keys
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used", "ignore:Failed to obtain server version")
+def test_who_builds_an_index_sends_the_key_to_the_server_that_he_names(gallery, monkeypatch, refusing_server):
+    pytest.importorskip("qdrant_client")
+    url, keys = refusing_server
+    monkeypatch.setenv("QDRANT_API_KEY", "mine")
+    with pytest.raises(ConnectionError, match=r"401.* does it want a key \(QDRANT_API_KEY\)"):
+        build_index(gallery, {**QDRANT, "url": url}, recall=0.9, k=10)
+    assert set(keys) == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("named", "sent"), [("", None), ("{url}.evil.example", None), ("{url}", "mine"), ("{url}/", "mine")]
+)
+@pytest.mark.filterwarnings("ignore:Api key is used", "ignore:Failed to obtain server version")
+def test_a_gallery_of_somebody_else_gets_no_key(gallery, monkeypatch, refusing_server, named, sent):
+    pytest.importorskip("qdrant_client")
+    url, keys = refusing_server
+    build_index(gallery, GRAPH, recall=0.9, k=10)
+    description = gallery.folder / "index" / "index.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps({**content, "kind": {**QDRANT, "url": url}}))
+    monkeypatch.setenv("QDRANT_API_KEY", "mine")
+    monkeypatch.setenv("QDRANT_URL", named.format(url=url))
+    remedy = "does it want a key" if sent else f"set QDRANT_URL={url}, so that QDRANT_API_KEY is sent"
+    with pytest.raises(ValueError, match=remedy):
+        searchable(gallery)
+    assert set(keys) == {sent}
+
+
 @ALL
 def test_what_was_removed_is_not_in_the_way_of_what_was_not(gallery, kind):
     build_index(gallery, kind, recall=0.95, k=10)
@@ -181,9 +244,31 @@ def test_what_was_removed_is_not_in_the_way_of_what_was_not(gallery, kind):
     assert share_found(found, gallery.search(queries, 10)) > 0.9
 
 
+def test_what_is_left_of_many_is_found_as_well_as_what_was_indexed(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6100, 32)).astype(np.float32)
+    gallery = Gallery.create(tmp_path / "gallery", "bundle", 32)
+    names = [str(row) for row in range(6000)]
+    gallery.append(vectors[:6000], {"path": names, "label": names, "modified": names})
+    measured = build_index(gallery, COMPRESSED, recall=0.95, k=10)
+    gallery.remove(np.random.default_rng(1).permutation(6000)[:4800].tolist())
+    indexed, queries = searchable(gallery), torch.from_numpy(vectors[6000:])
+    assert isinstance(indexed, IndexedGallery)
+    for k in (1, 10):
+        found = indexed.search(queries, k)
+        assert share_found(found, gallery.search(queries, k)) > measured.recall - 0.01
+
+
+@pytest.mark.parametrize("kind", [GRAPH, COMPRESSED])
+def test_who_asks_for_fewer_than_it_was_measured_for_gets_the_first_of_them(gallery, kind):
+    build_index(gallery, kind, recall=0.9, k=50)
+    indexed, queries = searchable(gallery), torch.from_numpy(clustered(200, seed=3))
+    first = indexed.search(queries, 50).ids[:, :5]
+    np.testing.assert_array_equal(indexed.search(queries, 5).ids, first)
+
+
 def test_two_galleries_of_one_server_are_not_mixed_up(gallery, tmp_path, monkeypatch):
     client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder: client)
+    monkeypatch.setattr("unseen.deploy.index.qdrant.Qdrant._client", lambda kind, folder, is_own: client)
     build_index(gallery, QDRANT, recall=0.9, k=10)
     other = Gallery.create(tmp_path / "other", "bundle", 32)
     add(other, 500, seed=5)

@@ -30,6 +30,8 @@ from unseen.nn.embedder import Embedder
 
 FORMAT = 1
 """Raised when an older version could not read what is written."""
+ELSEWHERE = ("checkpoint_path", "cache_dir")
+"""Options by which timm reads files that are not the bundle's; timm 1.0.12 runs pickles in them."""
 WEIGHTS, DESCRIPTION, CARD = "weights.safetensors", "bundle.json", "README.md"
 
 
@@ -86,8 +88,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     folder = Path(folder).expanduser()
     content = _read(folder)
     parts = content["parts"]
+    described = {**parts["backbone"], "options": _own(parts["backbone"].get("options"))}
     embedder = Embedder(
-        Backbone(**parts["backbone"], weights="none", frozen=False),
+        Backbone(**described, weights="none", frozen=False),
         made(parts["fusion"]),
         **parts["embedding"],
     )
@@ -108,8 +111,13 @@ def _as_built(backbone: Backbone, described: Mapping[str, Any]) -> dict[str, Any
         "taps": list(backbone.tap_names),
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
-        "options": described.get("options"),
+        "options": _own(described.get("options")),
     }
+
+
+def _own(options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Options of a network whose weights are in the bundle."""
+    return options and {name: value for name, value in options.items() if name not in ELSEWHERE}
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from unseen.files import refusing_lock, replacing
 SEGMENT = 2048
 """Images, or a batch more, that are saved at a time: what a crash can lose."""
 UNREADABLE = "unreadable.csv"
-TAKEN = ("id", "query", "rank", "similarity", MODIFIED)
+TAKEN = ("id", "query", "rank", "similarity", PATH, MODIFIED)
 """Names that a gallery or a search gives columns of its own."""
 Progress = Callable[[int], None]
 Texts = dict[str, NDArray[np.object_]]
@@ -114,7 +114,7 @@ def _embed(
             gallery.append(part.embeddings, texts, replaced)
             embedded += len(rows)
     gallery.tidy()
-    _write_unreadable(gallery.folder / UNREADABLE, unreadable)
+    _write_unreadable(gallery.folder / UNREADABLE, unreadable, listing)
     return Outcome(embedded, len(there), unreadable)
 
 
@@ -265,8 +265,15 @@ def _modified(place: str) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def _write_unreadable(path: Path, unreadable: dict[str, str]) -> None:
-    if not unreadable:
+def _write_unreadable(path: Path, unreadable: dict[str, str], listing: Listing) -> None:
+    """List what cannot be read of this listing, and what could not of others that is still there."""
+    looked_at = {located(place)[0] for place in listing.places}
+    others = {
+        place: reason
+        for place, reason in _read_unreadable(path).items()
+        if located(place)[0] not in looked_at and _modified(place)
+    }
+    if not others and not unreadable:
         path.unlink(missing_ok=True)
         return
     with (
@@ -275,4 +282,11 @@ def _write_unreadable(path: Path, unreadable: dict[str, str]) -> None:
     ):
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
-        writer.writerows(unreadable.items())
+        writer.writerows((others | unreadable).items())
+
+
+def _read_unreadable(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen.deploy.listing import LABEL, Where, matching, pyarrow
-from unseen.files import refusing_lock, replacing
+from unseen.files import refusing_lock, replacing, sync
 from unseen.retrieval import search
 
 FORMAT = 1
@@ -96,7 +96,7 @@ class Gallery:
                 f"gallery={folder}: there is no {DESCRIPTION} in it. Make one: "
                 f"unseen embed bundle=… images=… gallery={folder}"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"'{path}' is not the description of a gallery: {error}.") from error
         form = state.get("format") if isinstance(state, dict) else None
         if form != FORMAT:
@@ -105,7 +105,7 @@ class Gallery:
             gallery = cls(path.parent, state)
             len(gallery)
             return gallery
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError, EOFError) as error:
             if isinstance(error, FileNotFoundError) and gallery.is_outdated:
                 return cls.open(folder)  # its parts were joined meanwhile
             raise ValueError(f"gallery={folder}: a part cannot be read ({error}). Embed it again.") from error
@@ -316,6 +316,9 @@ class Gallery:
         names = self._state["segments"]
         tables = [pyarrow().parquet.read_table(self._table(name)) for name in names]
         parts = [np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in names]
+        for name, table, part in zip(names, tables, parts, strict=True):
+            if part.shape != (table.num_rows, self.size):
+                raise ValueError(f"{name}.npy holds {part.shape}, not ({table.num_rows}, {self.size})")
         known = dict.fromkeys([PATH, LABEL, MODIFIED, *(n for t in tables for n in t.column_names)])
         ids = _joined([table["id"].to_numpy() for table in tables], np.int64)
         kept = ~np.isin(ids, np.asarray(self._state["removed"], dtype=np.int64))
@@ -347,7 +350,13 @@ class Gallery:
                 self._become(written)
             state = {**self._state, "changes": self._state["changes"] + 1}
             yield state
+            # Disks write in any order: after a power cut the description must not name what is not there.
+            for name in {*state["segments"]} - {*self._state["segments"]}:
+                sync(self.folder / f"{name}.npy")
+                sync(self._table(name))
+            sync(self.folder)
             self._write(state)
+            sync(self.folder)
             self._become(state)
             self._sweep()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from unseen.data.sources.layout import IMAGE_SUFFIXES, find_images, normal
 INSIDE = "::"
 """Between a tar file and what lies in it: `shard-000.tar::0001.jpg`."""
 LABEL = "label"
+FACTS = ("txt", "json", "cls")
+"""Files of a sample that say something of it: a caption least of the label, a class most."""
+MOST_LINKS = 40
+"""That lead to each other; as Linux has it."""
 Where = Mapping[str, str | Sequence[str]]
 """Column → the text, or texts, that an image must have there."""
 
@@ -206,7 +211,8 @@ def _of_archives(archives: list[Path]) -> Listing:
             places.append(place)
             known.append(facts)
     names = dict.fromkeys([LABEL, *(name for facts in known for name in facts)])
-    return Listing(places, {name: [facts.get(name, "") for facts in known] for name in names})
+    columns = {name: [facts.get(name, "") for facts in known] for name in names}
+    return Listing(places, columns | {LABEL: list(map(normal, columns[LABEL]))})
 
 
 def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -219,31 +225,30 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
             key = f"{name.rpartition('/')[0]}/{key}"
             if f".{kind.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES:
                 images.append((key, name))
-            elif kind in ("cls", "txt", "json"):
+            elif kind in FACTS:
                 file.seek(offset)
                 facts.setdefault(key, {})[kind] = _facts(kind, file.read(size))
     for key, name in images:
         of_kinds = facts.get(key, {})
-        # A class says more of the label than what else is known, and that more than a caption.
-        said = [of_kinds[kind] for kind in ("txt", "json", "cls") if kind in of_kinds]
+        said = [of_kinds[kind] for kind in FACTS if kind in of_kinds]
         yield f"{archive}{INSIDE}{name}", {name: text for one in said for name, text in one.items()}
 
 
 def _facts(kind: str, content: bytes) -> dict[str, str]:
-    text = content.decode("utf-8", errors="replace").strip()
+    text = content.decode("utf-8-sig", errors="replace").strip()
     if kind != "json":
         return {LABEL: text}
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     plain = values.items() if isinstance(values, dict) else ()
-    # JSON may hold halves of letters, which no table can.
-    return {
-        str(name): str(value).encode(errors="replace").decode()
-        for name, value in plain
-        if isinstance(value, str | int | float)
-    }
+    return {_text(name): _text(value) for name, value in plain if isinstance(value, str | int | float)}
+
+
+def _text(value: str | int | float) -> str:
+    """JSON may hold halves of letters, which no table can."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _members(archive: Path) -> dict[str, tuple[int, int]]:
@@ -255,11 +260,44 @@ def _members(archive: Path) -> dict[str, tuple[int, int]]:
 def _members_as_of(archive: Path, modified: int) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(archive, "r:") as opened:
-            members = {one.name: (one.offset_data, one.size) for one in opened if one.isreg()}
+            entries = {posixpath.normpath(one.name): one for one in opened if not _is_left_out(one)}
             require_end(opened)
-            return members
     except tarfile.TarError as error:
         raise ValueError(f"'{archive}' is not an uncompressed tar file, or not whole: {error}.") from error
+    members = {}
+    for one in entries.values():
+        content = _content(one, entries)
+        if content is not None:
+            members[one.name] = (content.offset_data, content.size)
+        elif (one.issym() or one.islnk()) and _counts(one.name):
+            raise ValueError(
+                f"'{archive}': its member '{one.name}' is a link to '{one.linkname}', which is no file in "
+                "the archive. Pack it again with the files themselves (tar --dereference)."
+            )
+    return members
+
+
+def _is_left_out(entry: tarfile.TarInfo) -> bool:
+    """Whether it is what macOS leaves beside files, or a file that was packed twice: a link to itself."""
+    is_left = any(part.startswith(("._", "__MACOSX")) for part in entry.name.split("/"))
+    return is_left or (entry.islnk() and posixpath.normpath(entry.linkname) == posixpath.normpath(entry.name))
+
+
+def _content(entry: tarfile.TarInfo | None, entries: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file that an entry is, or that it links to within the archive."""
+    for _ in range(MOST_LINKS):
+        if entry is None or not (entry.issym() or entry.islnk()):
+            break
+        # A symbolic link starts from its folder, a hard one from the root of the archive.
+        start = posixpath.dirname(entry.name) if entry.issym() else ""
+        entry = entries.get(posixpath.normpath(posixpath.join(start, entry.linkname)))
+    return entry if entry is not None and entry.isreg() else None
+
+
+def _counts(name: str) -> bool:
+    """Whether it would be an image, or say something of one."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in IMAGE_SUFFIXES or suffix.removeprefix(".") in FACTS
 
 
 def pyarrow() -> ModuleType:

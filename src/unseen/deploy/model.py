@@ -50,6 +50,10 @@ class Model:
     # Taps are caught in the backbone: two images on their way at once would be mixed up.
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
+    def __reduce__(self) -> tuple[type[Model], tuple[Embedder, nn.Module, dict[str, Any]]]:
+        """A copy, or what is sent to another process, has a lock of its own."""
+        return Model, (self.embedder, self.preparation, self.facts)
+
     @property
     def size(self) -> int:
         """Dimensions of an embedding."""

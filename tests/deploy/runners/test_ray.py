@@ -11,6 +11,7 @@ from unseen.deploy.embedding import embed_images
 from unseen.deploy.gallery import Gallery
 from unseen.deploy.listing import list_images
 from unseen.deploy.runners import ray as on_ray
+from unseen.deploy.runners.local import embed_here
 from unseen.deploy.runners.ray import Ray, _received, _Worker
 
 
@@ -57,6 +58,17 @@ def slow(tmp_path, ray):
             return torch.nn.functional.normalize(batch.mean((2, 3)), dim=1)
 
     return Slow()
+
+
+@pytest.mark.slow
+def test_nodes_embed_by_a_network_as_it_is_done_here(cluster, network, photos):
+    places = list_images(photos / "fly").places
+    [here], [part] = (
+        embed_here(network, places, 4),
+        Ray(None, cpus=1, gpus=0, device=None)(network, places, 4),
+    )
+    assert part.rows == [0, 1, 2, 3]
+    np.testing.assert_allclose(part.embeddings, here.embeddings, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -80,6 +80,30 @@ def test_the_printed_address_leaves_a_cookie_and_no_token_in_the_address(guarded
     assert guarded.post("/search?id=0", headers={"origin": "http://evil.example"}).status_code == 403
 
 
+@pytest.mark.parametrize("other", ["a]b=c", "a=b; =; c", 'prefs={"k":"v, w"}', "é=é".encode(), "x=\x01"])
+def test_cookies_of_others_are_not_in_the_way(guarded, other):
+    entry = guarded.get("/", params={"token": TOKEN}).headers["set-cookie"].partition(";")[0].encode()
+    guarded.cookies.clear()
+    other = other if isinstance(other, bytes) else other.encode()
+    for cookies in (entry + b"; " + other, other + b"; " + entry):
+        assert guarded.get("/about", headers={"cookie": cookies}).status_code == 200
+    for cookies in (other, entry + b"x; " + other, entry.partition(b"=")[0] + b"="):
+        assert guarded.get("/about", headers={"cookie": cookies}).status_code == 401
+
+
+def test_two_servers_of_one_host_do_not_lock_each_other_out(make_app):
+    tokens = (TOKEN, TOKEN[::-1])
+    servers = [TestClient(make_app(hosts=None, token=token), follow_redirects=False) for token in tokens]
+    kept = {}  # by one browser, by host whatever the port
+    for client, token in zip(servers, tokens, strict=True):
+        entry = client.get("/", params={"token": token}).headers["set-cookie"].partition(";")[0]
+        kept |= [entry.split("=", 1)]
+    brought = "; ".join(f"{name}={value}" for name, value in kept.items())
+    for client in servers:
+        with client:
+            assert client.get("/about", headers={"cookie": brought}).status_code == 200
+
+
 def test_many_uploads_at_once_are_asked_to_come_again():
     async def asked():
         free = asyncio.Event()

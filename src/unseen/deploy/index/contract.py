@@ -14,6 +14,10 @@ from unseen.deploy.gallery import Gallery
 class Index(Protocol):
     """Finds candidates; exact similarities decide among them afterwards."""
 
+    @property
+    def size(self) -> int:
+        """Images in it, those included that were removed from the gallery since."""
+
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
         """Ids `(Q, c)` of images that may be the `k` nearest, `c ≥ k`; -1 for none.
 

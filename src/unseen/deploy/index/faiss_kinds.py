@@ -87,6 +87,10 @@ class FaissIndex:
     set_effort: Callable[[Any, int, int], None]
     several: int
 
+    @property
+    def size(self) -> int:
+        return int(self.index.ntotal)
+
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
         count = min(self.several * k, self.index.ntotal)
         self.set_effort(self.index.index, count, effort)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -59,33 +60,37 @@ class IndexedGallery:
         index: of an earlier or the same state.
         known: the first id that the index does not know.
         effort: of its search, by which it finds enough of the `tuned_for` nearest.
-        tuned_for: for more neighbours it tries as many times harder.
+        tuned_for: it is asked for as many at least; for more it tries as many times harder.
     """
 
     def __init__(self, gallery: Gallery, index: Index, known: int, effort: int, tuned_for: int) -> None:
         self.gallery, self.index, self.known = gallery, index, known
         self.effort, self.tuned_for = effort, tuned_for
+        self.indexed = index.size
 
     def search(self, queries: Tensor, k: int, where: Where | None = None) -> Found:
         """As `Gallery.search`; where only some images are searched among, exactly."""
         if where:
             return self.gallery.search(queries, k, where)
-        if len(self.gallery) == 0:
-            return nothing(len(queries), k)
-        vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
         later = np.arange(np.searchsorted(self.gallery.ids, self.known), len(self.gallery))
+        left = len(self.gallery) - len(later)
+        wanted = max(k, self.tuned_for)
+        # What was removed is still in the index, in the way of what was not.
+        asked = math.ceil(wanted * self.indexed / max(1, left))
+        if asked > left:
+            return self.gallery.search(queries, k)
+        effort = math.ceil(self.effort * asked / self.tuned_for)
+        vectors = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
         new = self._rows(self.gallery.search_rows(queries, k, later).ids)
-        wanted = min(k, len(self.gallery) - len(later))
-        asked, effort = k, self.effort * -(-k // self.tuned_for)
         while True:
             rows = self._rows(self.index.candidates(vectors, asked, effort))
-            # What was removed is still in the index, in the way of what was not; and the part of it that was
-            # looked at may hold too few.
+            # More than elsewhere may be removed around a query; and the part of the index that was looked at
+            # may hold too few.
             if not ((rows >= 0).sum(axis=1) < wanted).any():
                 return _decide(self.gallery, vectors, np.concatenate([rows, new], axis=1), k)
             if asked >= self.known and effort >= MOST:
                 return self.gallery.search(queries, k)
-            asked, effort = min(2 * asked, max(self.known, k)), 2 * effort
+            asked, effort = min(2 * asked, self.known), 2 * effort
 
     def _rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of the gallery, −1 where it has no such id."""
@@ -167,7 +172,7 @@ def searchable(gallery: Gallery) -> Gallery | IndexedGallery:
         return IndexedGallery(
             gallery, index, int(content["known"]), int(measured["effort"]), int(measured["k"]) + 1
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The index of gallery '{gallery.folder}' cannot be used ({error}). Make it again: "
             f"unseen index gallery={gallery.folder} index=…"

@@ -29,6 +29,8 @@ NAMED = "collection.txt"
 """Has the name under which a collection was written."""
 UPLOADED = 1024
 """Points that are sent at a time."""
+KEY, SERVER = "QDRANT_API_KEY", "QDRANT_URL"
+"""Environment variables: the key, and the server that it is for."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Qdrant:
 
     Args:
         url: of the server, whose key is taken from `QDRANT_API_KEY`; none for Qdrant's mode without one, in
-            the folder of the index.
+            the folder of the index. A gallery that is read may be anybody's: then the key is only sent to the
+            server that `QDRANT_URL` names.
         collection: the alias that it is found under; what is there under this name is replaced at once.
     """
 
@@ -46,10 +49,10 @@ class Qdrant:
 
     def build(self, gallery: Gallery, folder: Path) -> QdrantIndex:
         models = _qdrant().models
-        client = self._client(folder)
+        client = self._client(folder, is_own=True)
         name = f"{self.collection}.{uuid4().hex}"
         size = models.VectorParams(size=gallery.size, distance=models.Distance.COSINE)
-        with _answering(self.url):
+        with _answering(self.url, is_own=True):
             client.create_collection(name, vectors_config=size)
         columns = {name: gallery.column(name) for name in gallery.columns}
         for start in range(0, len(gallery), UPLOADED):
@@ -71,8 +74,9 @@ class Qdrant:
             # Without a server who opens a store keeps it for himself: others could neither search nor index.
             copied = tempfile.TemporaryDirectory(prefix="unseen-qdrant-")
             shutil.copytree(folder / STORE, Path(copied.name) / STORE, ignore=shutil.ignore_patterns(".lock"))
-        client = self._client(folder if copied is None else Path(copied.name))
-        with _answering(self.url):
+        is_own = self.url is not None and _bare(self.url) == _bare(os.environ.get(SERVER, ""))
+        client = self._client(folder if copied is None else Path(copied.name), is_own)
+        with _answering(self.url, is_own):
             there = {one.name for one in client.get_collections().collections}
         # Not by the alias, which leads to whatever was indexed last: perhaps another gallery.
         name = (folder / NAMED).read_text(encoding="utf-8")
@@ -83,10 +87,10 @@ class Qdrant:
             )
         return QdrantIndex(client, name, self.collection, self.url is not None, copied)
 
-    def _client(self, folder: Path) -> Any:
+    def _client(self, folder: Path, is_own: bool) -> Any:
         if self.url is None:
             return _qdrant().QdrantClient(path=str(folder / STORE))
-        return _qdrant().QdrantClient(url=self.url, api_key=os.environ.get("QDRANT_API_KEY"))
+        return _qdrant().QdrantClient(url=self.url, api_key=os.environ.get(KEY) if is_own else None)
 
 
 @dataclass
@@ -111,6 +115,10 @@ class QdrantIndex:
         if self.copied is not None:
             # Qdrant's own end of a client that nobody closed comes too late, and complains.
             weakref.finalize(self, self.client.close)
+
+    @property
+    def size(self) -> int:
+        return int(self.client.count(self.collection).count)
 
     def candidates(self, queries: NDArray[np.float32], k: int, effort: int) -> NDArray[np.int64]:
         models = _qdrant().models
@@ -144,9 +152,17 @@ class QdrantIndex:
                 self.client.delete_collection(name)
 
 
+def _bare(url: str) -> str:
+    return url.rstrip("/")
+
+
 @contextmanager
-def _answering(url: str | None) -> Iterator[None]:
+def _answering(url: str | None, is_own: bool) -> Iterator[None]:
     """Say in words that a server does not answer, or refuses.
+
+    Args:
+        url: of the server.
+        is_own: whether the key is sent to it.
 
     Raises:
         ConnectionError: naming the server.
@@ -156,9 +172,12 @@ def _answering(url: str | None) -> Iterator[None]:
         yield
     except (errors.ResponseHandlingException, errors.UnexpectedResponse) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = f"does it want a key ({KEY})?"
+        if not is_own:
+            remedy = f"is it yours? Then set {SERVER}={url}, so that {KEY} is sent to it."
         raise ConnectionError(
             f"index.url={url}: the Qdrant server does not answer as it should ({first}). Is it running, and "
-            "does it want a key (QDRANT_API_KEY)?"
+            f"{remedy}"
         ) from error
 
 

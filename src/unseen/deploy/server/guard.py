@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,6 +46,8 @@ class Guard:
         self.app = app
         self.hosts = hosts
         self.token = token
+        # Browsers keep cookies by host whatever the port: two servers of one host need two names.
+        self.cookie = f"{COOKIE}_{hashlib.sha256((token or '').encode()).hexdigest()[:16]}"
         self.uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,12 +92,12 @@ class Guard:
         if request.url.path == "/" and given is not None and self._is_token(given):
             entry = RedirectResponse("./", 303)
             # Lax: a link in a message must work, and a form of another site brings no cookie.
-            entry.set_cookie(COOKIE, self.token, httponly=True, samesite="lax", path="/")
+            entry.set_cookie(self.cookie, self.token, httponly=True, samesite="lax", path="/")
             return entry
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(bearer.strip()):
             return None
-        if self._is_token(_cookie(request.headers)):
+        if self._is_token(request.cookies.get(self.cookie, "")):
             return None
         answer = refusal(401, "A token is needed: open the address that the server printed when it started.")
         answer.headers["WWW-Authenticate"] = "Bearer"
@@ -122,11 +124,3 @@ def _place(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return None
-
-
-def _cookie(headers: Headers) -> str:
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return cookie.value if cookie else ""
