@@ -124,6 +124,16 @@ def test_tables_bring_labels_and_columns(colours, photos, tmp_path):
     arrow.parquet.write_table(content, photos / "table.parquet")
     listing = list_images(photos / "table.parquet")
     assert listing.columns == {"label": ["5"], "price": [""]}
+    paths = ["owl/2.png", "owl\\3.png", "bee/0.png"]
+    content = arrow.table({"path": paths, "label": [1.0, float("nan"), None], "share": [1.5, None, 2.0]})
+    arrow.parquet.write_table(content, photos / "table.parquet")
+    listing = list_images(photos / "table.parquet")
+    assert listing.columns == {"label": ["1", "", ""], "share": ["1.5", "", "2"]}
+    assert listing.places[1] == str(photos / "owl" / "3.png")
+    content = arrow.table({"path": ["owl/2.png", None]})
+    arrow.parquet.write_table(content, photos / "table.parquet")
+    with pytest.raises(ValueError, match=r"table\.parquet' row 2 has no path"):
+        list_images(photos / "table.parquet")
     table.write_text("file,label\na.png,b\n")
     with pytest.raises(ValueError, match="has the columns file, label; 'path' is missing"):
         list_images(table)

@@ -136,3 +136,12 @@ def test_a_memory_is_compared_with_but_not_filled():
     assert torch.equal(memory.embeddings, held)
     module(embeddings.detach() * 0.5, labels, ids)
     assert not torch.equal(memory.embeddings, held)
+
+
+def test_a_boundary_a_class_that_is_kept_is_mixed_like_one_that_learns():
+    typed = [f"+loss.function.num_classes={C}", "loss.function.beta=1.1"]
+    kept, learnt = (
+        among(made("margin", C, *typed, f"loss.function.learn_beta={learns}"), *batch())
+        for learns in (False, True)
+    )
+    assert kept.item() == learnt.item()

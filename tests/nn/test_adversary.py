@@ -601,6 +601,15 @@ def test_the_shared_branch_learns_clusters_that_cut_across_classes():
     assert len(set(found.tolist())) == 3
 
 
+def test_the_shared_branch_knows_the_deviation_within_classes_from_the_first_batch():
+    adversary = made("shared", momentum=0.9)
+    features = functional.normalize(torch.randn(64, FUSED), dim=1)
+    label = torch.arange(64) % CLASSES
+    adversary._follow(features, label)
+    around = features - torch.stack([features[label == one].mean(dim=0) for one in range(CLASSES)])[label]
+    torch.testing.assert_close(adversary.variance, around.square().mean(dim=0))
+
+
 def test_the_shared_branch_is_added_as_its_formula_says():
     adversary, model = made("shared"), embedder()
     batch = batch_of(model)

@@ -1,6 +1,7 @@
 """What of a backbone learns, by hand for tiny networks."""
 
 import pytest
+import torch
 from torch import nn
 
 from unseen.nn.backbone import Backbone
@@ -52,6 +53,21 @@ def test_the_last_layer_of_a_transformer_has_the_final_norm():
     made = backbone("vit_tiny_patch16_224", img_size=32)
     wanted = {name for name in everything(made) if ".blocks.11." in name or name.startswith("network.norm.")}
     assert last(made, count=1) == wanted
+
+
+@pytest.mark.parametrize("model", ["convnext_atto", "mobilenetv3_small_050", "resnet10t"])
+def test_every_layer_is_one_that_images_pass_through(model):
+    made = backbone(model)
+    before = made.state_dict()
+    names = last(made, count=1)
+    assert made.training
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    maps = made(torch.rand(2, 3, 32, 32))
+    sum(one.square().sum() for one in (*maps.taps, maps.final)).backward()
+    weights = dict(made.named_parameters())
+    assert names
+    for name in (name for names in layers(made) for name in names):
+        assert weights[name].grad is not None, name
 
 
 def test_a_network_whose_layers_are_unknown_says_so():

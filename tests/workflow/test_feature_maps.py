@@ -319,6 +319,13 @@ def test_what_is_seldom_meant_is_warned_of(
     assert [word in message for message in warned] == ([] if word is None else [True])
 
 
+def test_a_backbone_of_which_nothing_learns_is_warned_of_alike(
+    made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    made("backbone.frozen=false", "trainable=none", "ablation=baseline")
+    assert any("trainable=none with embedding.readout=features" in one for one in caplog.messages)
+
+
 def test_a_frozen_backbone_stays_frozen_whatever_happens_around_it(made: Made) -> None:
     embedder = made().learner.embedder
     assert isinstance(embedder.backbone, Backbone)

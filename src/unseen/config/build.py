@@ -205,8 +205,9 @@ def _build_learner(
             "and without low-rank additions are additions of less strength. Use averaging.trained=1 and a "
             "lower trainable.alpha."
         )
-    if is_frozen:
-        warn_of_untrained(embedder, config.backbone.weights)
+    rests = "backbone.frozen=true" if is_frozen else "trainable=none" if not trainable else None
+    if rests is not None:
+        warn_of_untrained(embedder, config.backbone.weights, rests)
     size = int(embedder.projection.out_features)
     data = build_data(config, given.collection)
 
@@ -220,8 +221,8 @@ def _build_learner(
     _check_shares(config, made_adversary, made_regularizer)
     if is_frozen:
         check_sees_maps(made_regularizer)
-    if is_frozen or not trainable:
-        check_reach(made_adversary, embedder, "backbone.frozen=true" if is_frozen else "trainable=none")
+    if rests is not None:
+        check_reach(made_adversary, embedder, rests)
     if config.compile:
         embedder.backbone.compile()
     learner = MetricLearner(

@@ -59,18 +59,26 @@ def check_sees_maps(regularizer: Regularizer | None) -> None:
         )
 
 
-def warn_of_untrained(embedder: Embedder, weights: str) -> None:
-    """Of what may be meant as a control, and is seldom wanted."""
+def warn_of_untrained(embedder: Embedder, weights: str, rests: str) -> None:
+    """Of what may be meant as a control, and is seldom wanted.
+
+    Args:
+        embedder: its backbone does not learn.
+        weights: `backbone.weights`.
+        rests: what was typed for that.
+    """
     if weights == "none":
         log.warning(
-            "backbone.frozen=true with backbone.weights=none: the backbone stays random. Give it pretrained "
-            "weights: backbone.weights=timm, or a file."
+            "%s with backbone.weights=none: the backbone stays random. Give it pretrained weights: "
+            "backbone.weights=timm, or a file.",
+            rests,
         )
     if embedder.readout is not None and not _learns(embedder):
         log.warning(
-            "backbone.frozen=true with embedding.readout=features: nothing learns before the features that "
-            "are deployed, so training does not change them. Set embedding.readout=projection, or choose a "
-            "fusion that learns (fusion=attention)."
+            "%s with embedding.readout=features: nothing learns before the features that are deployed, so "
+            "training does not change them. Set embedding.readout=projection, or choose a fusion that learns "
+            "(fusion=attention).",
+            rests,
         )
 
 

@@ -92,7 +92,8 @@ def list_images(source: str | Path) -> Listing:
             the `manifest.csv` of a run (columns `label`, the class, and `role`: train, query, gallery, test).
 
     Raises:
-        ValueError: there is no such source, it holds no image, or a table has no `path` or cannot be read.
+        ValueError: there is no such source, it holds no image, a table or a row has no `path`, or it cannot
+            be read.
     """
     path = Path(source).expanduser().resolve()
     if not path.exists():
@@ -197,10 +198,21 @@ def _of_table(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]
     columns: dict[str, list[str]] = {name: [] for name in names}
     for row in rows:
         for name, values in columns.items():
-            values.append("" if row[name] is None else str(row[name]))
-    places = [str(path.parent / name) for name in columns.pop("path")]
+            values.append(_cell(row[name]))
+    written = [name.replace("\\", "/") for name in columns.pop("path")]  # of a table that was made on Windows
+    if "" in written:
+        raise ValueError(f"'{path}' row {written.index('') + 1} has no path.")
+    places = [str(path.parent / name) for name in written]
     labels = [normal(label) for label in columns.pop(LABEL, [""] * len(places))]
     return Listing(places, {LABEL: labels, **columns})
+
+
+def _cell(value: Any) -> str:
+    """As a CSV has it: nothing for what is missing, and no fraction of whole numbers, which what is missing
+    beside them makes floating in some programs."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _of_archives(archives: list[Path]) -> Listing:

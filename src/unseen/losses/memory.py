@@ -34,7 +34,7 @@ class CrossBatchMemory(nn.Module):
      Args:
          size: embeddings it holds.
          embedding_size: d.
-         warmup: training steps in which a batch is compared with itself alone.
+         warmup: batches of training that are compared with themselves alone.
 
      Raises:
          ValueError: `size` is below 1, or `warmup` below 0.
@@ -52,7 +52,7 @@ class CrossBatchMemory(nn.Module):
                 f"size={size}: a memory holds at least 1 embedding (memory=none switches it off)."
             )
         if warmup < 0:
-            raise ValueError(f"warmup={warmup}: wanted a number of training steps, 0 for no warm-up.")
+            raise ValueError(f"warmup={warmup}: wanted a number of batches, 0 for no warm-up.")
         self.size = size
         self.warmup = warmup
         self.remembers = True

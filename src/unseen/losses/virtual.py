@@ -46,7 +46,7 @@ def loss_among(
         num_classes: C.
 
     Raises:
-        ValueError: the loss has a parameter a class that is not known how to be mixed.
+        ValueError: the loss has a matrix of which it is not known how to mix its classes.
     """
     new_ids = -1 - torch.arange(len(virtual), device=ids.device)
     together = (
@@ -60,13 +60,26 @@ def loss_among(
         if parameter.ndim >= 2
     }
     extended |= {
-        name: torch.cat([numbers, share * numbers[pairs[:, 0]] + (1 - share) * numbers[pairs[:, 1]]])
+        name: _mixed(numbers, pairs, share)
         for name, numbers in loss.named_parameters()
-        if name.rpartition(".")[2] in NUMBERS and len(numbers) == num_classes > 1
+        if _is_of_each(name, numbers, num_classes)
     }
-    with _classes(loss, num_classes + len(pairs)):
+    with _classes(loss, num_classes + len(pairs)), ExitStack() as fixed:
+        for module in loss.modules():
+            for name, numbers in list(vars(module).items()):
+                if isinstance(numbers, Tensor) and _is_of_each(name, numbers, num_classes):
+                    fixed.enter_context(_changed(module, name, _mixed(numbers, pairs, share)))
         result: Tensor = functional_call(loss, extended, together)
     return result
+
+
+def _is_of_each(name: str, numbers: Tensor, num_classes: int) -> bool:
+    """Whether a parameter, or what is kept fixed in its place, is one number a class."""
+    return name.rpartition(".")[2] in NUMBERS and numbers.shape == (num_classes,) and num_classes > 1
+
+
+def _mixed(numbers: Tensor, pairs: Tensor, share: float) -> Tensor:
+    return torch.cat([numbers, share * numbers[pairs[:, 0]] + (1 - share) * numbers[pairs[:, 1]]])
 
 
 def _extended(name: str, parameter: Tensor, num_classes: int, pairs: Tensor, share: float) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+import torch
 from timm.models import group_parameters
 from torch import nn
+from torch.func import functional_call
 
-from unseen.nn.backbone import Backbone
+from unseen.nn.backbone import Backbone, FeatureMaps
 
 
 def everything(backbone: nn.Module) -> frozenset[str]:
@@ -74,6 +76,9 @@ def named(backbone: nn.Module, *, patterns: Sequence[str]) -> frozenset[str]:
 def layers(backbone: Backbone) -> list[list[str]]:
     """Names of parameters, layer by layer from the image on, as timm groups them for layer-wise rates.
 
+    Those alone that maps depend on: in some networks the last layer of timm is one that images pass on the
+    way to the classifier, which no backbone here has.
+
     Raises:
         ValueError: the network does not say.
     """
@@ -84,4 +89,21 @@ def layers(backbone: Backbone) -> list[list[str]]:
             "(group_matcher). Choose optimizer.layer_decay=1, and parameters by names (trainable=named)."
         )
     found = group_parameters(network, network.group_matcher(coarse=False))
-    return [[f"network.{name}" for name in found[place]] for place in sorted(found)]
+    used = _used(backbone)
+    named_here = ([f"network.{name}" for name in found[place]] for place in sorted(found))
+    return [held for names in named_here if (held := [name for name in names if name in used])]
+
+
+def _used(backbone: Backbone) -> frozenset[str]:
+    """Names of the parameters that the maps of an image depend on."""
+    blank = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
+    given = {name: value.detach().requires_grad_() for name, value in backbone.named_parameters()}
+    training = backbone.training
+    try:
+        with torch.enable_grad():
+            maps: FeatureMaps = functional_call(backbone.eval(), given, blank.to(backbone.mean.device))
+            whole = torch.stack([one.sum() for one in (*maps.taps, maps.final)]).sum()
+            gradients = torch.autograd.grad(whole, list(given.values()), allow_unused=True)
+    finally:
+        backbone.train(training)
+    return frozenset(name for name, gradient in zip(given, gradients, strict=True) if gradient is not None)

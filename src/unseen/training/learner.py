@@ -298,15 +298,16 @@ class MetricLearner(LightningModule):
     def _warn_of_idle_parts(self) -> None:
         """Say what this training is too short for."""
         epochs, steps = self.trainer.max_epochs or 0, int(self.trainer.estimated_stepping_batches)
+        batches = steps * self.trainer.accumulate_grad_batches
         waits = "%s=%d and trainer.max_epochs=%d: this run is over before %s."
         if self.adversary is not None and 0 < epochs <= self.adversary.silent_epochs:
             log.warning(waits, "adversary.silent_epochs", self.adversary.silent_epochs, epochs, "it acts")
         if 0 < epochs <= (rests := self.optimization.frozen_backbone_epochs):
             log.warning(waits, "optimizer.frozen_backbone_epochs", rests, epochs, "the backbone learns")
         for memory in self.loss.modules():
-            if isinstance(memory, CrossBatchMemory) and memory.warmup >= steps:
+            if isinstance(memory, CrossBatchMemory) and memory.warmup >= batches:
                 log.warning(
-                    "memory.warmup=%d and %d training steps: the memory is never used.", memory.warmup, steps
+                    "memory.warmup=%d and %d batches: the memory is never used.", memory.warmup, batches
                 )
 
     def on_train_epoch_start(self) -> None:
@@ -347,7 +348,7 @@ class MetricLearner(LightningModule):
     def fit_readout(self) -> None:
         """Fit what is deployed to the weights as they are, unless it has been."""
         # A callback may have put other weights in place, such as averaged ones, without a step.
-        weights = float(sum(parameter.detach().sum() for parameter in self.embedder.parameters()))
+        weights = sum(float(one.detach().sum()) for one in self.embedder.parameters())
         if self._fitted_to != weights:
             fit_readout(self.embedder, self.trainer.datamodule)  # type: ignore[attr-defined]
             self._fitted_to = weights

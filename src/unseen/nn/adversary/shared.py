@@ -119,9 +119,10 @@ class SharedCharacteristics(ClassAdversary):
             mean = features[labels == label].mean(dim=0)
             known = self.means[label] if self.seen[label] else mean
             self.means[label] = torch.lerp(mean, known, self.momentum)
-        self.seen[labels] = True
         around = (features - self.means[labels]).square().mean(dim=0)
-        self.variance.copy_(torch.lerp(around, self.variance, self.momentum))
+        known = self.variance if self.seen.any() else around
+        self.seen[labels] = True
+        self.variance.copy_(torch.lerp(around, known, self.momentum))
 
     def _standardized(self, features: Tensor, labels: Tensor) -> Tensor:
         """Features `(B, D)` less their class's mean, in deviations within classes, of length 1."""
