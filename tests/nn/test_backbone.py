@@ -173,6 +173,7 @@ def test_a_tap_by_index_from_the_end_or_by_name_is_the_same_and_any_module_can_b
         ("resnet1", {}, "no such network.*resnet18"),
         ("resnet18", {"image_size": 0}, "image_size=0"),
         ("resnet18", {"options": {"colour": 1}}, "colour"),
+        ("resnet18", {"options": {"checkpoint_path": "x.pth"}}, "checkpoint_path.*backbone.weights"),
     ],
 )
 def test_what_a_backbone_does_not_have_is_refused_with_the_choices(model, changes, words):

@@ -219,6 +219,10 @@ def _create(model: str, image_size: int, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(model.split(".")[0]):
         close = difflib.get_close_matches(model, timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(f"model='{model}': timm has no such network. Close to it: {', '.join(close)}.")
+    if "checkpoint_path" in options:  # timm runs pickles in it, and a record may come from anybody
+        raise ValueError(
+            "backbone.options.checkpoint_path: name the file by backbone.weights, which runs no code."
+        )
     defaults = timm.get_pretrained_cfg(model, allow_unregistered=True)
     if defaults is not None and defaults.fixed_input_size:
         options = {"img_size": image_size} | options
