@@ -135,6 +135,8 @@ def test_what_is_no_index_is_refused(gallery, tmp_path):
         "null",
         json.dumps({**content, "kind": "x"}),
         json.dumps({**content, "known": None}),
+        json.dumps({**content, "measured": {**content["measured"], "effort": 0}}),
+        json.dumps({**content, "measured": {**content["measured"], "k": -1}}),
     ):
         description.write_text(broken)
         with pytest.raises(ValueError, match=r"cannot be used .* Make it again: unseen index"):

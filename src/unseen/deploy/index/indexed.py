@@ -168,10 +168,10 @@ def searchable(gallery: Gallery) -> Gallery | IndexedGallery:
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         index = made_kind(content["kind"]).load(gallery, folder)
-        measured = content["measured"]
-        return IndexedGallery(
-            gallery, index, int(content["known"]), int(measured["effort"]), int(measured["k"]) + 1
-        )
+        effort, k = (int(content["measured"][name]) for name in ("effort", "k"))
+        if effort < 1 or k < 1:  # by which search would never end
+            raise ValueError(f"effort={effort}, k={k}: wanted at least 1")
+        return IndexedGallery(gallery, index, int(content["known"]), effort, k + 1)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The index of gallery '{gallery.folder}' cannot be used ({error}). Make it again: "
