@@ -58,8 +58,11 @@ def test_the_last_layer_of_a_transformer_has_the_final_norm():
 @pytest.mark.parametrize("model", ["convnext_atto", "mobilenetv3_small_050", "resnet10t"])
 def test_every_layer_is_one_that_images_pass_through(model):
     made = backbone(model)
-    before = made.state_dict()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    next(part for part in made.modules() if not list(part.children())).eval()  # as of batch norm that rests
+    modes = [part.training for part in made.modules()]
     names = last(made, count=1)
+    assert [part.training for part in made.modules()] == modes
     assert made.training
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     maps = made(torch.rand(2, 3, 32, 32))

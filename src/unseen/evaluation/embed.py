@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from unseen.data.batch import Batch
 from unseen.nn.allocator import keep_freed_memory
 from unseen.nn.backbone import FeatureMaps
 from unseen.nn.embedder import Embedded
+from unseen.nn.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,3 @@ def _embedded(embedder: nn.Module, batch: Batch, device: torch.device) -> Embedd
         return embedder(batch.images.to(device, non_blocking=True))
     maps = FeatureMaps.of([one.to(device, non_blocking=True) for one in batch.maps])
     return embedder.embed_maps(maps)  # type: ignore[operator]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode. Afterwards each submodule has its own mode back: a part may be frozen."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

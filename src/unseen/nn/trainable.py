@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from unseen.nn.backbone import Backbone, FeatureMaps
+from unseen.nn.modes import evaluating
 
 
 def everything(backbone: nn.Module) -> frozenset[str]:
@@ -98,12 +99,8 @@ def _used(backbone: Backbone) -> frozenset[str]:
     """Names of the parameters that the maps of an image depend on."""
     blank = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
     given = {name: value.detach().requires_grad_() for name, value in backbone.named_parameters()}
-    training = backbone.training
-    try:
-        with torch.enable_grad():
-            maps: FeatureMaps = functional_call(backbone.eval(), given, blank.to(backbone.mean.device))
-            whole = torch.stack([one.sum() for one in (*maps.taps, maps.final)]).sum()
-            gradients = torch.autograd.grad(whole, list(given.values()), allow_unused=True)
-    finally:
-        backbone.train(training)
+    with evaluating(backbone), torch.enable_grad():
+        maps: FeatureMaps = functional_call(backbone, given, blank.to(backbone.mean.device))
+        whole = torch.stack([one.sum() for one in (*maps.taps, maps.final)]).sum()
+        gradients = torch.autograd.grad(whole, list(given.values()), allow_unused=True)
     return frozenset(name for name, gradient in zip(given, gradients, strict=True) if gradient is not None)

@@ -25,8 +25,8 @@ from unseen.data.maps import (
     missing_bytes,
 )
 from unseen.data.module import DataModule
-from unseen.evaluation.embed import evaluating
 from unseen.nn.backbone import Backbone
+from unseen.nn.modes import evaluating
 
 FOLDER = "maps"
 """Of feature maps, in the folder of all caches."""
