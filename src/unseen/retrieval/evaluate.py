@@ -114,7 +114,7 @@ def evaluate(
     numbers = as_ids(ids, "ids")
     raw = as_vectors(embeddings, "embeddings", numbers)
     labels = known = as_labels(labels, len(raw), "labels").to(raw.device)
-    inputs = check_inputs(raw, gallery, similarity, ids, gallery_ids)
+    inputs = check_inputs(raw, gallery, similarity, numbers, gallery_ids)
     if gallery is not None:
         known = as_labels(gallery_labels, len(inputs.gallery), "gallery_labels").to(raw.device)
     given = inputs.query_rows

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseen.retrieval.engine.vectors import Similarity, Vectors, as_vectors, norms_of, prepare
+from unseen.retrieval.engine.vectors import Similarity, Vectors, as_tensor, as_vectors, norms_of, prepare
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,9 @@ def as_ids(ids: Any, name: str) -> Tensor | None:
     if ids is None:
         return None
     given = np.asarray(ids) if isinstance(ids, list | tuple) else ids
-    if isinstance(given, np.ndarray):
-        if given.dtype.kind not in "iu":
-            raise ValueError(f"{name} must be one integer per vector; got {given.dtype} {given.shape}.")
-        given = np.ascontiguousarray(given)  # torch knows no steps backwards
-    tensor = torch.as_tensor(given)
+    if isinstance(given, np.ndarray) and given.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be one integer per vector; got {given.dtype} {given.shape}.")
+    tensor = as_tensor(given)
     if tensor.ndim != 1 or tensor.is_floating_point():
         raise ValueError(f"{name} must be one integer per vector; got {tensor.dtype} {tuple(tensor.shape)}.")
     return tensor.to(torch.int64)

@@ -50,6 +50,13 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def as_tensor(values: Any) -> Tensor:
+    """What NumPy or torch hold, without a graph; a view backwards too, which torch does not know."""
+    return torch.as_tensor(
+        np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+    ).detach()
+
+
 def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
     """`(N, d)` float32 on the device of `values` (NumPy or torch), the CPU where that has no float64; float64
     is rounded. All else follows the vectors.
@@ -58,9 +65,7 @@ def as_vectors(values: Any, name: str, ids: Tensor | None = None) -> Tensor:
         ValueError: not two-dimensional, or empty.
         NotFiniteError: not finite; the message names the ids.
     """
-    if isinstance(values, np.ndarray):
-        values = np.ascontiguousarray(values)  # torch knows no steps backwards
-    tensor = torch.as_tensor(values).detach()
+    tensor = as_tensor(values)
     if not has_float64(tensor.device):
         tensor = tensor.cpu()
     if tensor.ndim != 2 or tensor.numel() == 0:
@@ -89,7 +94,7 @@ def as_labels(values: Any, count: int, name: str) -> Tensor:
             f"{name} must be integers; got {given.dtype}. Number them: "
             f"numpy.unique({name}, return_inverse=True)[1]; of queries and a gallery, both together."
         )
-    tensor = torch.as_tensor(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given).detach()
+    tensor = as_tensor(given)
     if tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name} must be integers; got {tensor.dtype}. Floats merge labels above 2^24.")
     if tensor.shape != (count,):
